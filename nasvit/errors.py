@@ -1,0 +1,39 @@
+"""Every error that is the user's to mend: one message, no traceback (DESIGN section 7)."""
+
+from __future__ import annotations
+
+
+class NasvitError(Exception):
+    """Base of all errors that nasvit raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(NasvitError):
+    """The input is wrong: an unknown key, a wrong type, an impossible combination."""
+
+    exit_code = 2
+
+
+class ArchError(ConfigError):
+    """An architecture that cannot be built; the message names stage and block."""
+
+
+class DataError(ConfigError):
+    """A data set that cannot be used."""
+
+
+class MeasurementError(NasvitError):
+    """A measurement that cannot be trusted, or could not be made."""
+
+
+class UnsupportedOpError(NasvitError):
+    """An operation whose cost is not known; the message names module and operation."""
+
+
+class TrainingError(NasvitError):
+    """A training that cannot go on, for example because the loss is not finite."""
+
+
+class RunError(NasvitError):
+    """A run directory that is missing, damaged, or belongs to another search."""

@@ -1,0 +1,104 @@
+"""Pareto dominance, front and hypervolume. Inside this file every objective is minimised: turn signs at the edge.
+
+Legend: points (n, m) float array, n points and m objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasvit.results.objectives import objective
+from nasvit.results.record import TrialRecord, latest
+
+Points = NDArray[np.float64]
+
+
+def to_minimised(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Points:
+    """(n, m) array of the named objectives, with the sign turned where an objective is maximised."""
+    signs = np.array([-1.0 if objective(n).direction == "maximize" else 1.0 for n in names])
+    table = np.array([[row[n] for n in names] for row in rows], dtype=float).reshape(len(rows), len(names))
+    return table * signs
+
+
+def non_dominated(points: Points) -> NDArray[np.bool_]:
+    """(n,) bool: no other point is at least as good everywhere and better somewhere. Equal points stand together."""
+    n = len(points)
+    keep = np.ones(n, dtype=bool)
+    for i in range(n):  # one row at a time: O(n) memory
+        no_worse = np.all(points <= points[i], axis=1)
+        better = np.any(points < points[i], axis=1)
+        keep[i] = not np.any(no_worse & better)
+    return keep
+
+
+def ranks(points: Points) -> NDArray[np.int64]:
+    """(n,) int: 0 on the front, 1 on the front of the rest, and so on (non-dominated sorting)."""
+    rank = np.full(len(points), -1, dtype=np.int64)
+    level = 0
+    while np.any(rank < 0):
+        rest = np.flatnonzero(rank < 0)
+        rank[rest[non_dominated(points[rest])]] = level
+        level += 1
+    return rank
+
+
+def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
+    """Volume dominated by the points and bounded by `reference` (m,). Points not better than it count nothing.
+
+    Exact in any number of objectives, by slicing along the last one; two objectives take n log n.
+    """
+    reference = np.asarray(reference, dtype=float)
+    inside = points[np.all(points < reference, axis=1)] if len(points) else points
+    if not len(inside):
+        return 0.0
+    if inside.shape[1] == 1:
+        return float(reference[0] - inside[:, 0].min())
+    inside = inside[non_dominated(inside)]
+    if inside.shape[1] == 2:
+        order = inside[np.argsort(inside[:, 0], kind="stable")]
+        ceilings = np.concatenate([[reference[1]], np.minimum.accumulate(order[:, 1])[:-1]])
+        return float(np.sum((reference[0] - order[:, 0]) * np.clip(ceilings - order[:, 1], 0, None)))
+    order = inside[np.argsort(inside[:, -1], kind="stable")]
+    edges = np.append(order[:, -1], reference[-1])
+    return float(sum((edges[i + 1] - edges[i]) * hypervolume(order[: i + 1, :-1], reference[:-1])
+                     for i in range(len(order)) if edges[i + 1] > edges[i]))
+
+
+def contributions(points: Points, reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) hypervolume lost when one point is taken away; twins of a point each contribute nothing."""
+    total = hypervolume(points, reference)
+    return np.array([total - hypervolume(np.delete(points, i, axis=0), reference) for i in range(len(points))])
+
+
+def reference_point(points: Points, *, margin: float = 0.1) -> NDArray[np.float64]:
+    """(m,) the worst value of each objective plus `margin` of its range (1 % of its size where there is no range)."""
+    worst, best = points.max(axis=0), points.min(axis=0)
+    spread = np.where(worst > best, worst - best, np.maximum(np.abs(worst), 1e-12) * 0.1)
+    return np.asarray(worst + margin * spread)
+
+
+def knee(points: Points) -> int:
+    """Index of the front point farthest from the line through the front's two ends, axes scaled to 0..1 (two objectives
+    or more; with three and more the plane through the ends is replaced by the distance to the ideal point)."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    if points.shape[1] != 2:
+        return int(np.argmin(np.linalg.norm(scaled, axis=1)))
+    return int(np.argmin(scaled.sum(axis=1)))  # distance to the line x + y = 1 is (1 - x - y) / sqrt(2)
+
+
+def pareto(records: Iterable[TrialRecord], names: Sequence[str]) -> list[TrialRecord]:
+    """The non-dominated complete records, each trial at its highest rung, cheapest first (by the last objective).
+
+    A trial stopped at a lower rung counts with the accuracy measured there, which can only understate it.
+    """
+    done = [r for r in latest(records).values() if r.status == "complete" and all(n in r.objectives for n in names)]
+    if not done:
+        return []
+    points = to_minimised([r.objectives for r in done], names)
+    keep = non_dominated(points)
+    order = np.argsort(points[:, -1], kind="stable")
+    return [done[i] for i in order if keep[i]]

@@ -1,0 +1,147 @@
+"""TrialRecord: one evaluation, one line. The records are the truth of a run; everything else is computed from them.
+
+File format: one JSON object a line, `{"crc": "xxxxxxxx", "record": {...}}`, where crc is CRC-32 of the record's
+canonical JSON. A line is appended whole and fsynced. On opening a torn last line is dropped (a power cut); any other
+damaged line is a RunError naming file and line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from nasvit.arch import Arch
+from nasvit.errors import NasvitError, RunError
+
+Status = Literal["complete", "rejected", "failed"]
+STATUSES = ("complete", "rejected", "failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One evaluation of one network at one rung. A trial promoted to rung 2 has two records with one `trial` number.
+
+    trial: 0-based number in the run. rung: 0 nothing was trained, 1 the cheapest training, and so on.
+    status: complete, rejected (a limit was passed; before training), failed (with the reason).
+    arch: the full Arch as a dict, or None for a named baseline, which has a `label` such as "timm:levit_128s".
+    objectives: name with unit to value, e.g. {"accuracy": 0.97, "latency_ms": 1.2, "macs_g": 0.004, "params_m": 0.1}.
+    latency: LatencyStats as a dict, or None. params: what the sampler was asked (path to value).
+    seconds: {"train": .., "measure": .., "total": ..}. details: losses, epochs, anything worth keeping.
+    started: seconds since the epoch. checkpoint: path relative to the run directory.
+    """
+
+    trial: int
+    status: Status
+    rung: int
+    arch: dict[str, Any] | None
+    arch_id: str
+    label: str | None = None
+    objectives: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    seed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    fingerprint: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    started: float = 0.0
+    checkpoint: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise RunError(f"record status must be one of {', '.join(STATUSES)}, not {self.status!r}")
+        for name, value in self.objectives.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise RunError(f"trial {self.trial}: objective {name} must be a finite number, not {value!r}")
+
+    def network(self) -> Arch:
+        """The Arch of the record; raises RunError for a named baseline, which has none."""
+        if self.arch is None:
+            raise RunError(f"{self.label or self.arch_id} is a named baseline and has no Arch")
+        return Arch.from_dict(self.arch)
+
+
+def _canonical(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def to_line(record: TrialRecord) -> str:
+    """One line of a record file, with its newline."""
+    text = _canonical(asdict(record))
+    return f'{{"crc":"{zlib.crc32(text.encode()):08x}","record":{text}}}\n'
+
+
+def from_line(line: str) -> TrialRecord:
+    """The inverse of `to_line`; raises RunError on anything damaged."""
+    try:
+        outer = json.loads(line)
+        raw = outer["record"]
+        crc = outer["crc"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"not a record ({type(error).__name__})") from None
+    if not isinstance(raw, dict) or f"{zlib.crc32(_canonical(raw).encode()):08x}" != crc:
+        raise RunError("the checksum does not match")
+    known = {f.name for f in fields(TrialRecord)}
+    if set(raw) - known:
+        raise RunError(f"unknown fields {sorted(set(raw) - known)}: written by a newer nasvit?")
+    try:
+        return TrialRecord(**raw)
+    except TypeError as error:
+        raise RunError(f"not a record ({error})") from None
+
+
+def append(path: Path, record: TrialRecord) -> None:
+    """Append one line and fsync it: when this returns, the record survives a power cut."""
+    data = to_line(record).encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            written = os.write(descriptor, data)
+            if written != len(data):  # a full disk writes part of a line: take it back, so that the file stays whole
+                raise OSError(28, "No space left on device")
+            os.fsync(descriptor)
+        except OSError as error:
+            os.ftruncate(descriptor, before)
+            raise RunError(f"cannot append to {path}: {error.strerror}; free some space and resume the run") from None
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path, *, mend: bool = False) -> list[TrialRecord]:
+    """All records of a file, oldest first; an absent file has none.
+
+    A torn last line (no newline at its end) is left out, and cut off the file if `mend`. Any other damage raises
+    RunError naming file and line.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data) and mend:
+        with path.open("r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
+    records = []
+    for number, raw in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+        try:
+            records.append(from_line(raw.decode()))
+        except (NasvitError, UnicodeDecodeError) as error:
+            raise RunError(f"{path}, line {number}: {error}") from None
+    return records
+
+
+def latest(records: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
+    """Trial number to its record of the highest rung (the last one written, where two have the same)."""
+    best: dict[int, TrialRecord] = {}
+    for record in records:
+        if record.trial not in best or record.rung >= best[record.trial].rung:
+            best[record.trial] = record
+    return best
