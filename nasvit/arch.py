@@ -159,6 +159,8 @@ class Arch:
             raise ArchError(f"a patch stem of stride {stride} needs an image size divisible by it, not {self.image_size}")
         for s, stage in enumerate(self.stages):
             for b, block in enumerate(stage.blocks):
+                if block.keep_ratio < 1 and self.grid(s) == (1, 1):
+                    raise ArchError(f"stage {s}, block {b}: keep_ratio {block.keep_ratio} needs at least 2 tokens; use 1.0 on a 1x1 map")
                 for mixer in block.mixers:
                     check_mixer(mixer, embed_dim=stage.embed_dim, grid=self.grid(s), where=f"stage {s}, block {b}")
 
@@ -252,7 +254,7 @@ def _depth(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> st
 
 
 def _overlap(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    depth = params.get("cluster_depth", 0)
+    depth: Any = params.get("cluster_depth", 0)
     most = 0 if not _is_int(depth) or depth <= 0 else grid[0] * grid[1] // 2 ** int(depth)
     return None if _is_int(value) and 0 <= value <= most else f"0 to {most} tokens at cluster_depth {depth}"
 

@@ -20,12 +20,16 @@ def to_minimised(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Poin
     """(n, m) array of the named objectives, with the sign turned where an objective is maximised."""
     signs = np.array([-1.0 if objective(n).direction == "maximize" else 1.0 for n in names])
     table = np.array([[row[n] for n in names] for row in rows], dtype=float).reshape(len(rows), len(names))
-    return table * signs
+    return np.asarray(table * signs, dtype=float)
 
 
 def non_dominated(points: Points) -> NDArray[np.bool_]:
     """(n,) bool: no other point is at least as good everywhere and better somewhere. Equal points stand together."""
     n = len(points)
+    if n and points.shape[1] == 2:  # the usual case, and the driver of a search asks it often: one sweep over the sorted points
+        unique, place = np.unique(points, axis=0, return_inverse=True)
+        lowest_before = np.concatenate([[np.inf], np.minimum.accumulate(unique[:, 1])[:-1]])
+        return np.asarray((unique[:, 1] < lowest_before)[place.reshape(-1)])
     keep = np.ones(n, dtype=bool)
     for i in range(n):  # one row at a time: O(n) memory
         no_worse = np.all(points <= points[i], axis=1)

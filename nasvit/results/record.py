@@ -139,9 +139,13 @@ def read(path: Path, *, mend: bool = False) -> list[TrialRecord]:
 
 
 def latest(records: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
-    """Trial number to its record of the highest rung (the last one written, where two have the same)."""
+    """Trial number to its record of the highest rung (the last one written, where two have the same).
+
+    A promotion that failed does not undo the rung below: a trial counts as failed only if nothing of it is complete.
+    """
     best: dict[int, TrialRecord] = {}
     for record in records:
-        if record.trial not in best or record.rung >= best[record.trial].rung:
+        known = best.get(record.trial)
+        if known is None or (record.status == "complete", record.rung) >= (known.status == "complete", known.rung):
             best[record.trial] = record
     return best

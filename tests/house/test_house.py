@@ -1,0 +1,93 @@
+"""Rules of the house that a machine can hold: file length, tree depth, names, links, one home per dependency."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCT = sorted((ROOT / "nasvit").rglob("*.py"))
+TEXTS = sorted(p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "search_spaces" / "README.md"] if p.exists())
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_stays_under_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400, "which second noun moved in?"
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_says_what_it_is(path: Path) -> None:
+    assert path.read_text().lstrip().startswith('"""'), "the first line of a file is its docstring"
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    banned = {"utils", "common", "helpers", "core", "misc"}
+    assert not [p for p in PRODUCT if p.stem in banned]
+
+
+def test_the_tree_is_at_most_two_deep_except_for_mixers() -> None:
+    deep = [p for p in PRODUCT if len(p.relative_to(ROOT / "nasvit").parts) > 2]
+    assert all(p.is_relative_to(ROOT / "nasvit" / "models" / "mixers") for p in deep), deep
+
+
+def test_timm_layers_has_one_home() -> None:
+    users = [p for p in PRODUCT if re.search(r"^\s*(from|import) timm\.layers", p.read_text(), re.M)]
+    assert all(p.name == "layers.py" or "zoo" in p.parts for p in users), users
+
+
+@pytest.mark.parametrize("pattern", [r"\bpickle\.loads?\(", r"weights_only=False", r"yaml\.(unsafe_|full_)?load\(", r"shell=True", r"(?<![\w.])eval\(",
+                                     r"allow_pickle=True"])
+def test_the_product_never_runs_what_it_reads(pattern: str) -> None:
+    assert not [f"{p.name}: {line}" for p in PRODUCT for line in p.read_text().splitlines() if re.search(pattern, line)]
+
+
+@pytest.mark.parametrize("module", ["nasvit", "nasvit.cli", "nasvit.space", "nasvit.results.record", "nasvit.report"])
+def test_light_modules_load_neither_torch_nor_optuna(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'optuna', 'ray', 'timm') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
+
+
+def test_every_make_command_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {"search", "test"} <= named <= targets
+
+
+def test_every_nasvit_command_of_the_readme_exists() -> None:
+    from typer.main import get_command
+
+    from nasvit.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for text in TEXTS:
+        for line in re.findall(r"^ *(?:\$ )?(?:\.venv/bin/)?nasvit ([a-z].*)$", text.read_text(), re.M):
+            words = line.split()
+            assert words[0] in commands, f"{text.name}: nasvit {words[0]}"
+            flags = {option for parameter in commands[words[0]].params for option in parameter.opts}
+            assert {w.split("=")[0] for w in words if w.startswith("--")} <= flags, f"{text.name}: nasvit {line}"
+
+
+def test_the_command_line_is_frozen() -> None:
+    """Few flags; the rest is in the experiment file. A new flag is a decision: change this list in the same commit."""
+    from typer.main import get_command
+
+    from nasvit.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    found = {name: sorted(o for p in c.params for o in p.opts if o.startswith("--")) for name, c in commands.items()}
+    assert found == FLAGS
+
+
+FLAGS: dict[str, list[str]] = {}

@@ -1,0 +1,72 @@
+"""Records: what was appended is read back; a torn line is dropped; damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nasvit.errors import RunError
+from nasvit.results.record import TrialRecord, append, from_line, latest, read, to_line
+
+
+def record(trial: int = 0, rung: int = 1, **changes: object) -> TrialRecord:
+    return TrialRecord(**{"trial": trial, "status": "complete", "rung": rung, "arch": None, "arch_id": f"{trial:012x}",  # type: ignore[arg-type]
+                          "objectives": {"accuracy": 0.5 + 0.1 * rung, "latency_ms": 1.25}, **changes})
+
+
+def test_a_line_round_trips() -> None:
+    one = record(params={"s0.mixers": "window+fsla"}, reason='quote " newline \n ü')
+    assert from_line(to_line(one)) == one and to_line(one).count("\n") == 1
+
+
+def test_append_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    for i in range(3):
+        append(path, record(i))
+    assert [r.trial for r in read(path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, 100])
+def test_a_torn_last_line_is_dropped_and_the_next_append_is_whole(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "records.jsonl"
+    append(path, record(0))
+    append(path, record(1))
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [r.trial for r in read(path, mend=True)] == [0]
+    append(path, record(2))
+    assert [r.trial for r in read(path)] == [0, 2]
+
+
+def test_any_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    append(path, record(0))
+    append(path, record(1))
+    data = path.read_bytes()
+    first = data.index(b"\n")
+    for position in range(0, first, 7):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(RunError, match=r"records\.jsonl, line 1"):
+            read(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "0.9", None, True])
+def test_an_objective_is_a_finite_number(value: object) -> None:
+    with pytest.raises(RunError, match="finite"):
+        record(objectives={"accuracy": value})
+
+
+def test_latest_is_the_highest_rung_of_each_trial() -> None:
+    found = latest([record(0, 1), record(1, 1), record(0, 2), record(0, 1)])
+    assert {t: r.rung for t, r in found.items()} == {0: 2, 1: 1}
+
+
+def test_a_failed_promotion_does_not_undo_the_rung_below() -> None:
+    assert latest([record(0, 1), record(0, 2, status="failed")])[0].rung == 1
+    assert latest([record(0, 1, status="failed")])[0].status == "failed"
+
+
+def test_an_absent_file_has_no_records(tmp_path: Path) -> None:
+    assert read(tmp_path / "none.jsonl") == []
