@@ -75,7 +75,10 @@ def cases(system: str, pattern: str = "*") -> list[Any]:
 
 
 def assert_matches(output: Tensor, reference: Mapping[str, Any], *, tolerance: float, scale: str = "max") -> None:
-    """Compare every stored element; the error is relative to the largest stored magnitude, or to the stored std."""
+    """Compare every stored element; the error is relative to the largest stored magnitude, or to the stored std.
+
+    Elements are stored with 9 digits: half a unit of the ninth can exceed 1e-8 of the std and is not held against us.
+    """
     assert list(output.shape) == list(reference["shape"])
     flat = output.detach().double().flatten().numpy()
     first = np.asarray(reference.get("values", reference.get("first200")), dtype=np.float64)
@@ -83,5 +86,6 @@ def assert_matches(output: Tensor, reference: Mapping[str, Any], *, tolerance: f
     expected = np.concatenate([first, np.asarray(reference.get("sample_values", []), dtype=np.float64)])
     got = np.concatenate([flat[: len(first)], flat[np.asarray(index, dtype=int)]])
     size = np.abs(expected).max() if scale == "max" else reference["std"]
-    error = np.abs(got - expected).max() / size
+    rounding = 0.5 * 10.0 ** (np.floor(np.log10(np.maximum(np.abs(expected), 1e-30))) - 8)
+    error = np.maximum(np.abs(got - expected) - rounding, 0).max() / size
     assert error <= tolerance, f"relative error {error:.3g} > {tolerance:g}"

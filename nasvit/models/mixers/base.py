@@ -41,6 +41,10 @@ class Mixer(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} works on the whole grid only")
 
+    @abstractmethod
+    def macs(self) -> int:
+        """Closed form of the multiply-adds of one image, used to check the tracer."""
+
     def product_macs(self) -> int:
         """Multiply-adds of one image done as elementwise products and sums, which no tracer can tell from gating."""
         return 0
@@ -82,3 +86,11 @@ def to_channels_last(x: Tensor) -> Tensor:
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v over (.., h, n, d), by torch's fused kernel; scale defaults to d ** -0.5."""
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of `x`, its leading axes flattened, by index: (.., d) and (..) -> (*index.shape, d).
+
+    index_select, because it takes 0.1 to 0.25 of the time of gather on a CPU, and 0.8 with its backward.
+    """
+    return x.reshape(-1, x.shape[-1]).index_select(0, index.flatten()).view(*index.shape, x.shape[-1])

@@ -1,0 +1,194 @@
+"""A block, and a stage of blocks with its slow-fast segments.
+
+Values passed along, never module state: the tokens x (B, H, W, C), the class token (B, 1, C) or None, and the score
+(B, N) of the patch tokens or None.
+
+Legend: B images, H x W the grid, N = H*W patch tokens, k kept tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from nasvit.arch import Block, Grid, Stage
+from nasvit.models import tokens
+from nasvit.models.layers import ConvDownsample, DropPath, Mlp, make_norm
+from nasvit.models.mixers import Mixer, make_mixer
+
+State = tuple[Tensor, Tensor | None, Tensor | None]
+
+# Evo-ViT: a plain layer's class attention replaces the score, inside a segment it is averaged into it with this weight.
+TRADEOFF = 0.5
+
+
+class MixerBlock(nn.Module):
+    """x + mixer(norm(x)) for each mixer, then x + mlp(norm(x)).
+
+    The MLP is normalised as the last mixer is (Swin's blocks: layer norm; CAS-ViT's: batch norm). The class token takes
+    part where a mixer runs on token sets, and passes by unchanged otherwise.
+    """
+
+    def __init__(self, spec: Block, *, dim: int, resolution: Grid, drop_path: float, where: str) -> None:
+        super().__init__()
+        mixers = [make_mixer(m, dim=dim, resolution=resolution, where=where) for m in spec.mixers]
+        self.mixers = nn.ModuleList(mixers)
+        self.norms = nn.ModuleList(make_norm(m.norm, dim) for m in mixers)
+        kind = mixers[-1].norm
+        self.mlp_norm = make_norm("layer" if kind == "none" else kind, dim)
+        self.mlp = Mlp(dim, hidden_features=spec.mlp_dim)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    @property
+    def token_sets(self) -> bool:
+        """Whether every mixer runs on any set of tokens, so that a segment of such blocks never needs the grid."""
+        return all(m.token_sets for m in self.mixers)
+
+    @property
+    def sees_class_token(self) -> bool:
+        """Whether some mixer attends with the class token."""
+        return any(m.token_sets for m in self.mixers)
+
+    def mlp_change(self, x: Tensor) -> Tensor:
+        """(.., C) -> (.., C), the MLP's residual branch."""
+        return self.drop_path(self.mlp(self.mlp_norm(x)))
+
+    def mix_set(self, x: Tensor, i: int, *, class_row: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, n, C) with the class token first -> the residual branch of mixer i, and its class row."""
+        change, row = cast(Mixer, self.mixers[i]).forward_tokens(self.norms[i](x), class_row=class_row)
+        return self.drop_path(change), row
+
+    def forward_set(self, x: Tensor, *, class_row: bool) -> tuple[Tensor, Tensor | None]:
+        """The whole block on (B, n, C), the class token first. Only for `token_sets`."""
+        row = None
+        for i in range(len(self.mixers)):
+            change, row = self.mix_set(x, i, class_row=class_row and i == len(self.mixers) - 1)
+            x = x + change
+        return x + self.mlp_change(x), row
+
+    def forward(self, x: Tensor, class_token: Tensor | None, *, scored: bool) -> State:
+        """The plain block. The third value is this block's class row (B, N), if `scored` and it has one."""
+        if class_token is None or not self.sees_class_token:
+            for norm, mixer in zip(self.norms, self.mixers, strict=True):
+                x = x + self.drop_path(mixer(norm(x)))
+            return x + self.mlp_change(x), class_token, None
+        shape, score = x.shape, None
+        for i, mixer in enumerate(self.mixers):
+            if mixer.token_sets:
+                joint = torch.cat([class_token, x.flatten(1, 2)], dim=1)
+                change, row = self.mix_set(joint, i, class_row=scored)
+                joint, score = joint + change, row if row is not None else score
+                class_token, x = joint[:, :1], joint[:, 1:].reshape(shape)
+            else:
+                x = x + self.drop_path(mixer(self.norms[i](x)))
+        joint = torch.cat([class_token, x.flatten(1, 2)], dim=1)
+        joint = joint + self.mlp_change(joint)
+        return joint[:, 1:].reshape(shape), joint[:, :1], score
+
+    def forward_segment(self, x: Tensor, class_token: Tensor, selection: tokens.Selection, score: Tensor, *,
+                        scored: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The block inside a segment, for mixers that need the grid: x is (B, H, W, C). Mixing is done on the whole
+        grid where it must be, the MLP on the slow path."""
+        shape, k = x.shape, selection.kept.shape[1]
+        for i, mixer in enumerate(self.mixers):
+            if mixer.token_sets:
+                flat = x.flatten(1, 2)
+                change, row = self.mix_set(torch.cat([class_token, tokens.slow_path(flat, selection)], dim=1), i, class_row=scored)
+                class_token = class_token + change[:, :1]
+                x = tokens.restore(flat, change[:, 1:], selection).view(shape)
+                if row is not None:
+                    score = tokens.update_score(score, row[:, :k], tradeoff=TRADEOFF, selection=selection)
+            else:
+                x = x + self.drop_path(mixer(self.norms[i](x)))
+        flat = x.flatten(1, 2)
+        slow = tokens.slow_path(flat, selection)
+        if not self.sees_class_token:
+            return tokens.restore(flat, self.mlp_change(slow), selection).view(shape), class_token, score
+        change = self.mlp_change(torch.cat([class_token, slow], dim=1))
+        return tokens.restore(flat, change[:, 1:], selection).view(shape), class_token + change[:, :1], score
+
+
+class ClassAttention(nn.Module):
+    """The class token attends once to all patch tokens: it is updated, and its attention is their score.
+
+    Needed at the start of a segment that no attention with the class token precedes. One head whose key projection is
+    merged into the query (q^T K x = (K^T q)^T x), so the cost is linear in N with a small factor: about 2NC + 2C^2.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.scale = dim**-0.5
+
+    def forward(self, class_token: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, C), (B, N, C) -> the updated class token and the score (B, N), which sums to 1."""
+        patch = self.norm(x)
+        query = self.query(self.norm(class_token)) * self.scale
+        score = (query @ patch.transpose(1, 2)).softmax(dim=-1)  # (B, 1, N)
+        return class_token + self.value(score @ patch), score.squeeze(1)
+
+
+class StageModule(nn.Module):
+    """Downsampling (not in the first stage), then the blocks, run segment by segment. class_enters: a class token comes
+    from the stage before, and is projected to this width."""
+
+    def __init__(self, stage: Stage, *, index: int, in_dim: int, resolution: Grid, drop_paths: list[float], class_enters: bool) -> None:
+        super().__init__()
+        dim = stage.embed_dim
+        self.downsample = ConvDownsample(in_dim, dim) if index else nn.Identity()
+        self.class_proj = nn.Linear(in_dim, dim) if class_enters else nn.Identity()
+        self.blocks = nn.ModuleList(
+            MixerBlock(block, dim=dim, resolution=resolution, drop_path=rate, where=f"stage {index}, block {b}")
+            for b, (block, rate) in enumerate(zip(stage.blocks, drop_paths, strict=True)))
+        self.segments = tokens.segments(stage.blocks)
+        self.keep = tuple(tokens.keep_count(resolution[0] * resolution[1], ratio) for _, _, ratio in self.segments)
+        # a score is worth computing only before a later selection of the same stage
+        self.last_selection = max((start for start, _, ratio in self.segments if ratio < 1), default=0)
+        scored, own = False, {}
+        for start, stop, ratio in self.segments:
+            if ratio < 1 and not scored:
+                own[str(start)] = ClassAttention(dim)
+            scored = scored or ratio < 1 or any(b.sees_class_token for b in self._blocks(start, stop))
+        self.class_attention = nn.ModuleDict(own)
+
+    def _blocks(self, start: int, stop: int) -> list[MixerBlock]:
+        return [cast(MixerBlock, self.blocks[i]) for i in range(start, stop)]
+
+    def forward(self, x: Tensor, class_token: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, H', W', C') -> (B, H, W, C), and the class token at this stage's width."""
+        x = self.downsample(x)
+        score: Tensor | None = None
+        if class_token is not None:
+            class_token = self.class_proj(class_token)
+        for (start, stop, ratio), keep in zip(self.segments, self.keep, strict=True):
+            if ratio < 1 and class_token is not None:
+                x, class_token, score = self._segment(x, class_token, score, start, stop, keep)
+                continue
+            for i, block in enumerate(self._blocks(start, stop), start=start):
+                x, class_token, row = block(x, class_token, scored=i < self.last_selection)
+                score = row if row is not None else score
+        return x, class_token
+
+    def _segment(self, x: Tensor, class_token: Tensor, score: Tensor | None, start: int, stop: int, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+        shape, flat = x.shape, x.flatten(1, 2)
+        if score is None:
+            class_token, score = self.class_attention[str(start)](class_token, flat)
+        selection = tokens.select(score, keep=keep)
+        blocks = self._blocks(start, stop)
+        scored = start < self.last_selection
+        if not all(b.token_sets for b in blocks):
+            for block in blocks:
+                x, class_token, score = block.forward_segment(x, class_token, selection, score, scored=scored)
+            return x, class_token, score
+        before = torch.cat([class_token, tokens.slow_path(flat, selection)], dim=1)
+        after = before
+        for block in blocks:
+            after, row = block.forward_set(after, class_row=scored)
+            if row is not None:
+                score = tokens.update_score(score, row[:, :keep], tradeoff=TRADEOFF, selection=selection)
+        change = (after - before)[:, 1:]
+        return tokens.restore(flat, change, selection).view(shape), after[:, :1], score

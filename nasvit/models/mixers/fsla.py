@@ -1,0 +1,147 @@
+"""FSLA, feature-space local attention (BOAT, arXiv 2201.13027): attention inside balanced clusters of alike tokens.
+
+Per image and head, the queries are split in two equal halves again and again, `depth` times; every token then attends
+to the tokens of its own cluster and, across the last cut only, to the nearest `overlap` tokens of the sibling cluster.
+
+Legend: as in base; k cluster_depth, 2**k clusters of m = N / 2**k tokens, n the overlap, G = 2**level lists of s tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasvit.arch import Grid, MixerSpec, check_mixer
+from nasvit.errors import ArchError, ConfigError
+from nasvit.models.mixers.base import MIXERS, Mixer, rows, scaled_attention, to_channels_first, to_channels_last
+from nasvit.registry import unknown
+
+ASSIGNMENTS = ("hard", "soft")
+ITERATIONS = 2  # of the public code; the article gives no number
+TEMPERATURE = 100.0
+
+
+@torch.no_grad()
+def cluster_order(q: Tensor, *, depth: int, iterations: int = ITERATIONS, assign: str = "soft",
+                  temperature: float = TEMPERATURE) -> Tensor:
+    """The token list after `depth` balanced splits: its 2**depth consecutive equal pieces are the clusters.
+
+    q: (.., N, d), each leading index clustered on its own. Returns (.., N) int64, a permutation of 0..N-1. No gradient.
+    assign: "soft" weights every token by softmax(temperature * cosine) in the iterations and cuts once at the end (the
+    public code); "hard" cuts in every iteration (the article). Raises ArchError where N does not divide by 2**depth.
+    """
+    if assign not in ASSIGNMENTS:
+        raise ConfigError(unknown("cluster assignment", assign, list(ASSIGNMENTS)))
+    tokens, dim = q.shape[-2:]
+    if not torch.jit.is_tracing() and tokens % 2**depth:  # while tracing, sizes are tensors and a test of one warns
+        raise ArchError(f"{tokens} tokens cannot be split into {2**depth} equal clusters: choose a smaller cluster_depth")
+    lead = q.shape[:-2]
+    if depth == 0:
+        return torch.arange(tokens, device=q.device).expand(*lead, tokens)
+    q = q.reshape(-1, dim)  # (.., N, d) -> (rows, d), reordered after each level
+    order = torch.arange(tokens, device=q.device).expand(q.shape[0] // tokens, tokens).reshape(-1)
+    inverse_norm = q.norm(dim=-1).clamp_min(1e-12).reciprocal()
+    for level in range(depth):
+        size = tokens // 2**level
+        ratio = _split_ratio(q.view(-1, size, dim), inverse_norm.view(-1, 1, size), iterations, assign, temperature)
+        first = torch.arange(0, q.shape[0], size, device=q.device).unsqueeze(1)
+        # plain sort: sort(stable=True) cannot be exported to ONNX; (G, s) -> rows of the flat list
+        rows = (ratio.sort(dim=-1).indices + first).flatten()
+        order = order.index_select(0, rows)
+        if level + 1 < depth:
+            q, inverse_norm = q.index_select(0, rows), inverse_norm.index_select(0, rows)
+    return order.view(*lead, tokens)
+
+
+def _split_ratio(q: Tensor, inverse_norm: Tensor, iterations: int, assign: str, temperature: float) -> Tensor:
+    """(G, s, d) queries and (G, 1, s) inverse norms -> (G, s) ratio of similarities to the two centroids of each list.
+
+    The first centroids are the means of the halves of the list as it stands: its order matters.
+    """
+    lists, size, dim = q.shape
+    columns = q.transpose(1, 2)
+    centroids = F.normalize(q.view(lists, 2, size // 2, dim).sum(dim=2), dim=-1)  # (G, 2, d)
+    for _ in range(iterations):
+        if assign == "soft":  # softmax over two is the sigmoid of the difference
+            difference = (centroids[:, :1] - centroids[:, 1:]) @ columns * inverse_norm  # (G, 1, s)
+            nearer = torch.sigmoid(temperature * difference)
+        else:
+            rank = _ratio(centroids, columns, inverse_norm).argsort(dim=-1).argsort(dim=-1)
+            nearer = (rank >= size // 2).to(q.dtype).unsqueeze(1)
+        centroids = F.normalize(torch.cat((nearer, 1 - nearer), dim=1) @ q, dim=-1)  # (G, 2, s) @ (G, s, d)
+    return _ratio(centroids, columns, inverse_norm)
+
+
+def _ratio(centroids: Tensor, columns: Tensor, inverse_norm: Tensor) -> Tensor:
+    """(G, 2, d), (G, d, s), (G, 1, s) -> (G, s): (cos_0 + 1) / (cos_1 + 1)"""
+    cosines = centroids @ columns * inverse_norm + 1
+    return cosines[:, 0] / cosines[:, 1]
+
+
+def key_lists(order: Tensor, *, depth: int, overlap: int) -> Tensor:
+    """(.., N) -> (.., 2**depth, m + overlap): the tokens that serve each cluster as keys and values.
+
+    Of two siblings A, B of the last split, A sees A and the first `overlap` of B, B sees the last `overlap` of A and B.
+    """
+    size = order.shape[-1] // 2**depth
+    if depth == 0 or overlap == 0:
+        return order.unflatten(-1, (2**depth, size))
+    siblings = order.unflatten(-1, (2 ** (depth - 1), 2 * size))  # (.., pairs, A then B)
+    pairs = torch.stack((siblings[..., : size + overlap], siblings[..., size - overlap:]), dim=-2)
+    return pairs.flatten(-3, -2)
+
+
+def cluster_attention(q: Tensor, k: Tensor, v: Tensor, order: Tensor, *, depth: int, overlap: int, scale: float | None = None) -> Tensor:
+    """Attention of every query to the keys of its cluster; all (B, h, N, d), result in the order of `q`.
+
+    order: (B, h, N) of `cluster_order`. overlap is of keys and values only, so nothing has to be merged. scale: d**-0.5.
+    """
+    if depth == 0:
+        return scaled_attention(q, k, v, scale=scale)
+    batch, heads, tokens = order.shape
+    first = torch.arange(0, batch * heads * tokens, tokens, device=order.device).view(-1, heads, 1)  # first row of image and head
+    flat = order + first
+    keys = key_lists(flat, depth=depth, overlap=overlap).flatten(1, 2)  # (B, h * 2**k, m + n)
+    own = flat.view(batch, heads * 2**depth, -1)  # (B, h * 2**k, m)
+    out = scaled_attention(rows(q, own), rows(k, keys), rows(v, keys), scale=scale)
+    position = torch.arange(tokens, device=order.device).expand_as(order)
+    return rows(out, torch.zeros_like(order).scatter(-1, order, position) + first)
+
+
+@MIXERS.register("fsla")
+class FSLAMixer(Mixer):
+    """Attention inside 2**cluster_depth balanced clusters per head, plus LePE: a depthwise 3x3 convolution of the values.
+
+    num_heads: divides C. cluster_depth: 0 is plain attention; 2**cluster_depth divides N. overlap: tokens of the sibling
+    cluster each cluster also sees, 0 to N / 2**cluster_depth (0 at cluster_depth 0). Raises ArchError otherwise.
+    """
+
+    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, cluster_depth: int, overlap: int) -> None:
+        super().__init__()
+        spec = MixerSpec.of("fsla", num_heads=num_heads, cluster_depth=cluster_depth, overlap=overlap)
+        check_mixer(spec, embed_dim=dim, grid=resolution, where="mixer")
+        self.dim, self.resolution = dim, resolution
+        self.num_heads, self.cluster_depth, self.overlap = num_heads, cluster_depth, overlap
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.lepe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)"""
+        batch, height, width, dim = x.shape
+        qkv = self.qkv(x)
+        split = qkv.view(batch, height * width, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind()  # 3 of (B, h, N, d)
+        order = cluster_order(q, depth=self.cluster_depth)
+        out = cluster_attention(q, k, v, order, depth=self.cluster_depth, overlap=self.overlap)
+        out = out.transpose(1, 2).reshape(batch, height, width, dim)  # (B, h, N, d) -> (B, H, W, C)
+        values = to_channels_first(qkv[..., 2 * dim:])
+        return self.proj(out + to_channels_last(self.lepe(values)))
+
+    def macs(self) -> int:
+        """Multiply-adds of one image: projections, LePE, attention, and the matrix products of the clustering."""
+        tokens = self.resolution[0] * self.resolution[1]
+        keys = (tokens >> self.cluster_depth) + self.overlap
+        clustering = self.cluster_depth * (3 * ITERATIONS + 2)  # per iteration 1 similarity and 2 centroids, then 2 similarities
+        return tokens * self.dim * (4 * self.dim + 9 + 2 * keys + clustering)

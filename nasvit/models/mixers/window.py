@@ -1,0 +1,120 @@
+"""Window attention with relative positions and shifted windows (Swin Transformer, arXiv 2103.14030).
+
+Legend: as in base; w window_size, n = w*w tokens of a window, Hp x Wp the map padded to multiples of w, nW windows of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasvit.arch import Grid, MixerSpec, check_mixer
+from nasvit.models.mixers.base import MIXERS, Mixer, scaled_attention
+
+OTHER_REGION = -100.0  # Swin's value: what rolled in from the far side of the map
+
+
+def partition(x: Tensor, *, window_size: int) -> Tensor:
+    """(B, Hp, Wp, C) -> (B * nW, n, C), windows row by row."""
+    batch, height, width, dim = x.shape
+    rows, columns = height // window_size, width // window_size
+    tiles = x.view(batch, rows, window_size, columns, window_size, dim).transpose(2, 3)
+    return tiles.reshape(batch * rows * columns, window_size**2, dim)
+
+
+def merge(windows: Tensor, *, window_size: int, height: int, width: int) -> Tensor:
+    """The inverse of `partition`: (B * nW, n, C) -> (B, Hp, Wp, C)."""
+    rows, columns = height // window_size, width // window_size
+    tiles = windows.reshape(-1, rows, columns, window_size, window_size, windows.shape[-1]).transpose(2, 3)
+    return tiles.reshape(-1, height, width, windows.shape[-1])
+
+
+def relative_index(window_size: int) -> Tensor:
+    """(n * n,) rows of the bias table, query major: (dy + w - 1) * (2w - 1) + dx + w - 1, dy and dx query minus key."""
+    y, x = (t.flatten() for t in torch.meshgrid(torch.arange(window_size), torch.arange(window_size), indexing="ij"))
+    dy, dx = y[:, None] - y[None, :] + window_size - 1, x[:, None] - x[None, :] + window_size - 1
+    return (dy * (2 * window_size - 1) + dx).flatten()
+
+
+def window_mask(resolution: Grid, *, window_size: int, shift: int) -> Tensor | None:
+    """(nW, n, n), added to the logits: -inf for keys in the padding, -100 between regions, else 0; None if all is 0.
+
+    Every row keeps a finite entry (each window holds a token of the map), so no softmax is undefined.
+    """
+    height, width = resolution
+    padded = [-(-size // window_size) * window_size for size in resolution]
+    if padded == [height, width] and not shift:
+        return None
+    y, x = (torch.arange(size) for size in padded)
+    outside = ((y >= height)[:, None] | (x >= width)[None, :]).roll((-shift, -shift), (0, 1))
+    band_y, band_x = (((t >= size - window_size).long() + (t >= size - shift).long()) if shift else torch.zeros_like(t)
+                      for t, size in zip((y, x), padded, strict=True))
+    region = band_y[:, None] * 3 + band_x[None, :]
+    outside, region = (partition(t[None, :, :, None], window_size=window_size)[..., 0] for t in (outside, region))
+    mask = (region[:, :, None] != region[:, None, :]).float() * OTHER_REGION
+    return mask.masked_fill(outside[:, None, :], float("-inf"))
+
+
+@MIXERS.register("window")
+class WindowMixer(Mixer):
+    """Attention inside w x w windows, with a learned bias for each relative position and head.
+
+    window_size: w, at most the shorter side of the map; a map that w does not divide is padded at the bottom and right,
+    and the padding is never attended to. shift: windows are displaced by w // 2, and what that wraps around is masked.
+    num_heads: divides C. Raises ArchError otherwise.
+    """
+
+    mask: Tensor | None
+    index: Tensor
+
+    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, window_size: int, shift: bool) -> None:
+        super().__init__()
+        spec = MixerSpec.of("window", num_heads=num_heads, window_size=window_size, shift=shift)
+        check_mixer(spec, embed_dim=dim, grid=resolution, where="mixer")
+        self.dim, self.resolution, self.num_heads, self.window_size = dim, resolution, num_heads, window_size
+        self.shift = window_size // 2 if shift else 0
+        self.padded = tuple(-(-size // window_size) * window_size for size in resolution)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.proj = nn.Linear(dim, dim)
+        self.register_buffer("index", relative_index(window_size), persistent=False)
+        self.register_buffer("mask", window_mask(resolution, window_size=window_size, shift=self.shift), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)"""
+        batch, height, width, _ = x.shape
+        padded_height, padded_width = self.padded
+        if (padded_height, padded_width) != self.resolution:
+            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        out = self.attend(partition(x, window_size=self.window_size), batch=batch)
+        out = merge(out, window_size=self.window_size, height=padded_height, width=padded_width)
+        if self.shift:
+            out = out.roll((self.shift, self.shift), (1, 2))
+        if (padded_height, padded_width) != self.resolution:
+            out = out[:, :height, :width]
+        return self.proj(out)
+
+    def attend(self, windows: Tensor, *, batch: int) -> Tensor:
+        """(B * nW, n, C) -> (B * nW, n, C), attention inside each window."""
+        count, tokens, dim = windows.shape
+        head_dim = dim // self.num_heads
+        split = self.qkv(windows).view(count, tokens, 3, self.num_heads, head_dim)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind()  # 3 of (B * nW, h, n, d)
+        table = self.relative_position_bias_table.index_select(0, self.index)
+        bias = table.t().view(1, self.num_heads, tokens, tokens)
+        if self.mask is None:
+            out = scaled_attention(q, k, v, bias=bias)
+        else:  # windows beside the heads: so one bias per window and head serves every image of the batch
+            both = (bias + self.mask.unsqueeze(1)).flatten(0, 1)[None]  # (1, nW * h, n, n)
+            q, k, v = (t.reshape(batch, -1, tokens, head_dim) for t in (q, k, v))
+            out = scaled_attention(q, k, v, bias=both).view(count, self.num_heads, tokens, head_dim)
+        return out.transpose(1, 2).reshape(count, tokens, dim)
+
+    def macs(self) -> int:
+        """Multiply-adds of one image: q, k, v and attention on the padded map, the last projection on the map itself."""
+        tokens, padded = (height * width for height, width in (self.resolution, self.padded))
+        return padded * self.dim * (3 * self.dim + 2 * self.window_size**2) + tokens * self.dim**2

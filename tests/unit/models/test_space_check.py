@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from nasvit.errors import ConfigError
+from nasvit.models.space_check import check_space
+from nasvit.space import SearchSpace, shipped
+from nasvit.space_probe import probe
+
+TEXT = """\
+name: small
+image_size: {min: 16, max: 16, default: 16}
+stem: {kind: conv, stride: 2}
+stages:
+  - embed_dim: 8
+    depth: 1
+    mixers: {choice: [catm, window]}
+    mlp_ratio: 1.0
+mixers:
+  window: {window_size: 4, shift: false, head_dim: 8}
+"""
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_spaces_fit_the_mixers(name: str) -> None:
+    check_space(SearchSpace.load(name))
+
+
+@pytest.mark.parametrize(("old", "new", "line", "says"), [
+    ("catm, window]", "catm, window, swirl]", 7, "unknown mixer 'swirl'"),
+    ("window_size: 4, ", "window_size: 4, kernel_size: 3, ", 10, "unknown parameter 'kernel_size'"),
+    ("mixers:\n  window", "mixers:\n  catm: {head_dim: 8}\n  window", 10, "unknown parameter 'head_dim'"),
+    (", head_dim: 8", "", 7, "needs num_heads"),
+])
+def test_what_the_mixers_do_not_accept_is_named_with_file_and_line(old: str, new: str, line: int, says: str) -> None:
+    assert old in TEXT
+    space = SearchSpace.from_yaml(TEXT.replace(old, new), name="s.yaml")
+    with pytest.raises(ConfigError) as error:
+        check_space(space)
+    assert str(error.value).startswith(f"s.yaml:{line}: ") and says in str(error.value)
+
+
+def test_a_probe_counts_and_runs_every_sample_and_tells_a_failure() -> None:
+    found = list(probe(SearchSpace.from_yaml(TEXT), samples=3, seed=0))
+    assert all(p.error is None and p.macs > 0 and p.params > 0 for p in found) and len(found) == 3
+    text = TEXT.replace("window_size: 4, ", "window_size: 4, kernel_size: 3, ").replace("[catm, window]", "[window]")
+    broken = SearchSpace.from_yaml(text)
+    assert all("kernel_size" in str(p.error) for p in probe(broken, samples=2, seed=0))
