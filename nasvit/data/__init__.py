@@ -1,0 +1,7 @@
+"""Images in memory, one file per data set kind. A new one is one file and one line here."""
+
+from nasvit.data import digits, imagefolder, npz, torchvision_sets  # noqa: F401 (importing registers)
+from nasvit.data.base import KINDS, DataInfo, DataKind, DataSet, Images
+from nasvit.data.loading import describe, load, load_test
+
+__all__ = ["KINDS", "DataInfo", "DataKind", "DataSet", "Images", "describe", "load", "load_test"]

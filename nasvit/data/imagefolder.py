@@ -1,0 +1,151 @@
+"""Image files in one folder per class, directly or under train/, val/ and test/. A file that cannot be used is skipped and counted."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nasvit.data.base import KINDS, DataInfo, DataKind, Labelled, Source, check_memory
+from nasvit.errors import DataError
+
+_PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NAMED = 5  # so many skipped files are named in the notes
+_LOOKED_AT = 64  # so many headers decide the natural size
+_BROKEN = (  # what Pillow's decoders raise for damaged files
+    OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError,
+    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)
+
+
+@KINDS.register("imagefolder")
+class ImageFolder(DataKind):
+    """A directory with one folder of image files per class, or with train/ and optionally val/ and test/ holding such folders."""
+
+    accepts = "a directory CLASS/*.jpg or {train,val,test}/CLASS/*.jpg"
+
+    def claims(self, spec: str) -> bool:
+        return Path(spec).is_dir() and bool(_folders(Path(spec)))
+
+    def describe(self, spec: str) -> DataInfo:
+        """The natural size is a square of the median short side of the first images, from their headers."""
+        root = part_root(Path(spec), "train") or Path(spec)
+        files = [files for _, files in class_files(root)]
+        shorts = []
+        per_class = max(1, _LOOKED_AT // len(files))
+        for path in (path for one in files for path in one[:per_class]):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    with Image.open(path) as image:
+                        shorts.append(min(image.size))
+            except _BROKEN:
+                continue  # counted when the images are read
+        if not shorts:
+            raise DataError(f"{root}: none of the first files is an image; accepted: {self.accepts}, in formats that Pillow reads")
+        side = int(np.median(shorts))
+        return DataInfo(kind="imagefolder", natural_size=(side, side), in_channels=3, num_classes=len(files))
+
+    def read(self, spec: str, *, image_size: tuple[int, int], test: bool) -> Source:
+        root = Path(spec)
+        train = part_root(root, "train")
+        names = [name for name, _ in class_files(train or root)]
+        wanted: dict[str, Path | None]
+        if train is None:
+            wanted = {"all": root}
+        elif test:
+            wanted = {"test": part_root(root, "test")}
+            if wanted["test"] is None:
+                raise DataError(f"{root} has no test split; accepted: a folder test/ beside {train.name}/ with the same classes")
+        else:
+            wanted = {"train": train, "val": part_root(root, "val")}
+        parts: dict[str, Labelled] = {}
+        skipped: list[str] = []
+        for part, folder in wanted.items():
+            if folder is not None:
+                parts[part], bad = _read_part(folder, names, image_size)
+                skipped += [f"{path.relative_to(root)} ({why})" for path, why in bad]
+        return Source(parts=parts, class_names=tuple(names), flip=True, skipped=len(skipped), notes=_notes(skipped))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+
+
+def part_root(root: Path, part: str) -> Path | None:
+    """The folder of a part, or None; a folder `train` that holds no class folders is a class of that name."""
+    for name in _PARTS[part]:
+        if (root / name).is_dir() and _folders(root / name):
+            return root / name
+    return None
+
+
+def class_files(root: Path) -> list[tuple[str, list[Path]]]:
+    """(class name, its files), both sorted; hidden files do not count."""
+    classes = [
+        (folder.name, sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))) for folder in _folders(root)
+    ]
+    if len(classes) < 2:
+        found = ", ".join(name for name, _ in classes) or "none"
+        raise DataError(f"{root}: class folders found: {found}; accepted: at least two, each holding the images of one class")
+    return classes
+
+
+def _notes(skipped: list[str]) -> tuple[str, ...]:
+    if not skipped:
+        return ()
+    more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    return (f"skipped {len(skipped)} unusable files: {', '.join(skipped[:_NAMED])}{more}",)
+
+
+def _read_part(root: Path, names: list[str], image_size: tuple[int, int]) -> tuple[Labelled, list[tuple[Path, str]]]:
+    classes = class_files(root)
+    strange = [name for name, _ in classes if name not in names]
+    if strange:
+        raise DataError(f"{root}: class {strange[0]!r} has no training images; accepted: {', '.join(names)}")
+    todo = [(path, names.index(name)) for name, files in classes for path in files]
+    if not todo:
+        raise DataError(f"{root}: no files in its class folders; accepted: images in formats that Pillow reads")
+    check_memory(len(todo), 3, image_size, where=str(root))
+    images = np.empty((len(todo), *image_size, 3), dtype=np.uint8)
+    labels: list[int] = []
+    bad: list[tuple[Path, str]] = []
+    for path, label in todo:
+        try:
+            images[len(labels)] = decode(path, image_size)
+        except _BROKEN as error:
+            bad.append((path, "empty file" if path.stat().st_size == 0 else type(error).__name__))
+            continue
+        labels.append(label)
+    if 2 * len(bad) > len(todo):
+        first = "; ".join(f"{path.relative_to(root)}: {why}" for path, why in bad[:3])
+        raise DataError(f"{root}: {len(bad)} of {len(todo)} files are no usable images ({first}); accepted: at least half of them; "
+                        "mend or remove the files")
+    return Labelled(images=images[: len(labels)], labels=np.asarray(labels, dtype=np.int64)), bad
+
+
+def decode(path: Path, image_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """An image file -> uint8 (H, W, 3): EXIF orientation applied, RGB, resized to cover (bicubic), centre crop."""
+    height, width = image_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow's size limit becomes a skip
+        with Image.open(path) as image:
+            side = 2 * max(height, width)
+            image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size; no effect elsewhere
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(ImageOps.fit(_rgb(upright), (width, height), method=Image.Resampling.BICUBIC))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip it to white
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating point pixels")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
