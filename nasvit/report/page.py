@@ -1,0 +1,265 @@
+"""What a report says in words and tables: plain values for the HTML template and for Markdown. Nothing here is escaped."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from nasvit.arch import Block
+from nasvit.report.plots import below_picture, headline, mixer_colour
+from nasvit.report.shorthand import TIMES, mixer_rank, mixer_text
+from nasvit.report.tables import Run, foreign, part
+from nasvit.results.objectives import objective
+from nasvit.results.record import latest
+
+Page = dict[str, Any]
+_ABSENT = "\u2013"  # a dash
+_UNITS = {"latency_ms": "ms", "macs_g": "G", "params_m": "M", "peak_memory_mb": "MB"}
+_UNFINISHED = ("still", "interrupted")
+
+
+def page(run: Run) -> Page:
+    """Everything that the template shows, except the charts."""
+    title, subtitle = headline(run)
+    counts = run.trials["status"].value_counts()
+    stopped = str(run.summary.get("stopped_because", "still"))
+    cost, quality = (objective(name).label.partition(" (")[0] for name in run.axes)
+    return {"title": title, "subtitle": subtitle, "name": run.path.resolve().name, "finished": not stopped.startswith(_UNFINISHED),
+            "empty": not len(run.front), "tiles": _tiles(run), "front": front_rows(run), "choices": _choice_rows(run),
+            "stages": _stage_count(run), "mixers": _mixers(run), "baselines": baseline_rows(run), "reasons": reason_rows(run),
+            "notes": notes(run), "made": made_rows(run), "rivalry": _rivalry(run), "cost": cost, "quality": quality,
+            "counts": {s: int(counts.get(s, 0)) for s in ("complete", "rejected", "failed")},
+            "keeps": bool((run.front["keep_ratio"] < 1).any()), "below": below_picture(run)}
+
+
+def number(value: Any, *, digits: int = 3, unit: str = "") -> str:
+    """`1.20 ms`: significant digits, zeros kept so that columns read evenly; a dash where there is no value."""
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return _ABSENT
+    if isinstance(value, int):
+        text = f"{value:,}"
+    else:
+        text = f"{float(value):#.{digits}g}".rstrip(".") if 1e-4 <= abs(value) < 10**digits else f"{value:,.{digits}g}"
+    return f"{text} {unit}".rstrip()
+
+
+def percent(value: Any, *, digits: int = 1) -> str:
+    """`97.1 %`; a dash where there is no value."""
+    return _ABSENT if value is None or value is pd.NA or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: Any) -> str:
+    """`10 min 11 s`."""
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+        return _ABSENT
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+
+
+def shown(name: str, value: Any) -> str:
+    """A value of the objective called `name`, with its unit."""
+    return percent(value) if name == "accuracy" else number(value, unit=_UNITS.get(name, ""))
+
+
+def front_rows(run: Run) -> list[dict[str, Any]]:
+    """The front as text, cheapest first."""
+    rows = []
+    for row in run.front.to_dict("records"):
+        half = (row["ci_high_ms"] - row["ci_low_ms"]) / 2
+        rows.append({
+            "knee": row["knee"], "trial": row["trial"], "rung": row["rung"],
+            "accuracy": percent(row["accuracy"]), "latency": number(row["latency_ms"], unit="ms"),
+            "interval": f"± {number(half, digits=2)}" if math.isfinite(half) else "",
+            "noisy": _text(row["verdict"]) in ("noisy", "drifting"), "verdict": _text(row["verdict"]),
+            "macs": _macs(row["macs_g"]), "params": _params(row["params_m"]),
+            "arch": _text(row["mixers"]), "widths": _text(row["widths"]), "arch_id": _text(row["arch_id"]),
+            "colour": mixer_colour(_text(row["main_mixer"]))})
+    return rows
+
+
+def baseline_rows(run: Run) -> list[dict[str, Any]]:
+    """Each named network, and what the front offers instead."""
+    rows = []
+    for row in run.baselines.to_dict("records"):
+        gain, ratio = row["front_accuracy"] - row["accuracy"], row["latency_ms"] / row["front_latency_ms"]
+        same = not foreign(run, _text(row["fingerprint"]))
+        better = f"{percent(row['front_accuracy'])} ({100 * gain:+.1f} points)"
+        faster = f"{number(row['front_latency_ms'], unit='ms')} ({number(ratio, digits=2)}{TIMES} as fast)"
+        rows.append({
+            "label": _text(row["label"]) or _text(row["arch_id"]), "status": row["status"], "reason": _text(row["reason"]),
+            "accuracy": percent(row["accuracy"]), "params": _params(row["params_m"]),
+            "latency": number(row["latency_ms"], unit="ms") if same else "other device",
+            "gain": better if same and math.isfinite(gain) else _ABSENT, "speed": faster if same and math.isfinite(ratio) else _ABSENT})
+    return rows
+
+
+def reason_rows(run: Run) -> list[dict[str, Any]]:
+    """Why trials were rejected or failed; reasons that differ in their numbers only are counted together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for status, reason in run.trials.loc[run.trials["status"] != "complete", ["status", "reason"]].itertuples(index=False):
+        text = _text(reason) or "no reason recorded"
+        groups.setdefault((str(status), re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text)), []).append(text)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "failed", -len(item[1])))
+    return [{"status": status, "count": len(texts), "example": texts[0][:300]} for (status, _), texts in ordered[:20]]
+
+
+def made_rows(run: Run) -> list[tuple[str, str]]:
+    """How the run was made: name and value, where they are known."""
+    env, made = run.env, {**run.experiment, **run.summary}
+    data, space, host, device = (part(env, name) for name in ("data", "space", "host", "device"))
+    kinds = (("train", "train"), ("val", "validation images"), ("classes", "classes"))
+    counted = [f"{number(data[k])} {what}" for k, what in kinds if k in data]
+    rungs, limits = made.get("rungs") or (), made.get("limits") or {}
+    size = space.get("size")
+    lines = [
+        ("data", _joined(data.get("name") or made.get("data"), *counted, _size(data.get("image_size")))),
+        ("search space", _joined(space.get("name") or made.get("space"), _networks(size))),
+        ("device", _joined(made.get("device"), device.get("runtime"), device.get("gpu") or device.get("cpu") or host.get("cpu"),
+                           _of(device, "threads", "thread(s)"))),
+        ("device fingerprint", run.fingerprint),
+        ("objectives", _joined(*(f"{n} ({objective(n).direction})" for n in run.objectives))),
+        ("limits", _joined(*(f"{k} ≤ {v}" for k, v in limits.items())) if isinstance(limits, Mapping) else ""),
+        ("sampler, engine", _joined(made.get("sampler"), made.get("engine"), _of(made, "workers", "worker(s)"))),
+        ("rungs", _joined(*(f"{i}: {steps} steps" for i, steps in enumerate(rungs, start=1))) if isinstance(rungs, (list, tuple)) else ""),
+        ("budget", _joined(made.get("budget"), f"stopped because: {made['stopped_because']}" if "stopped_because" in made else "")),
+        ("seed", _joined(made.get("seed"))),
+        ("wall time", _joined(_time(made, "wall_seconds"), _of(made, "sessions", "session(s)"))),
+        ("training, measuring", _joined(_time(made, "train_seconds"), _time(made, "measure_seconds"))),
+        ("share outside both", percent(made["overhead_share"]) if isinstance(made.get("overhead_share"), (int, float)) else ""),
+        ("host", _joined(host.get("system"), _of(host, "cores", "cores"), _of(host, "memory_gb", "GB"))),
+        ("drifted since the start", _joined(*env["drift"]) if isinstance(env.get("drift"), list) else ""),
+        ("versions", _joined(*(f"{k} {env[k]}" for k in ("nasvit", "python", "torch", "optuna", "timm") if k in env)))]
+    return [(name, value) for name, value in lines if value]
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader must know before trusting the figures."""
+    lines = []
+    rungs = run.summary.get("rungs") or run.experiment.get("rungs") or ()
+    if isinstance(rungs, (list, tuple)) and rungs:
+        lines.append(f"Accuracy is measured on the validation split after the training of the trial's highest rung "
+                     f"({', '.join(map(str, rungs))} steps). It ranks networks; it is not what a full training reaches. A trial stopped at "
+                     "a lower rung counts with the accuracy measured there, which can only understate it.")
+    val = part(run.env, "data").get("val")
+    if isinstance(val, int) and val > 0 and len(run.front) and math.isfinite(run.front["accuracy"].max()):
+        p = min(max(float(run.front["accuracy"].max()), 0.0), 1.0)
+        half = 1.96 * math.sqrt(p * (1 - p) / val)
+        lines.append(f"With {val} validation images an accuracy of {percent(p)} is known to about ± {100 * half:.1f} points (95 %), and "
+                     "the best of many is chosen on the same images: train the pick in full and score it once on the test split.")
+    if run.front["ci_low_ms"].notna().any():
+        lines.append("The interval of a latency is where the median of a later measurement on the same device is expected in at least "
+                     "90 % of cases.")
+    noisy = run.front[run.front["verdict"].isin(["noisy", "drifting"])]
+    if len(noisy):
+        picks = ", ".join(f"trial {t} ({v})" for t, v in zip(noisy["trial"], noisy["verdict"], strict=True))
+        lines.append(f"Latencies on the front that could not be measured steadily: {picks}. Measure them again on an idle machine.")
+    if len(run.objectives) > 2:
+        lines.append(f"The front has {len(run.objectives)} objectives ({', '.join(run.objectives)}); a picture shows two of them, so a "
+                     "point of the front may look dominated.")
+    prints = sorted({r.fingerprint for r in run.records if r.fingerprint and "latency_ms" in r.objectives})
+    if len(prints) > 1:
+        lines.append(f"The records hold latencies of {len(prints)} devices ({', '.join(prints)}), which cannot be compared: do not trust "
+                     "this front.")
+    return lines
+
+
+# ---- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """(label, figure, small print) of the top line."""
+    if not len(run.front):
+        return []
+    cost, quality = run.axes
+    rows = run.front.to_dict("records")
+    sign = 1 if objective(quality).direction == "maximize" else -1
+    pick = next(r for r in rows if r["knee"])
+    top, low = max(rows, key=lambda r: sign * r[quality]), min(rows, key=lambda r: r[cost])
+    high = max(r[cost] for r in rows)
+    label = objective(cost).label.partition(" (")[0]
+    return [("knee of the front", shown(quality, pick[quality]), f"at {shown(cost, pick[cost])}, trial {pick['trial']}"),
+            ("most accurate" if quality == "accuracy" else f"best {objective(quality).label}", shown(quality, top[quality]),
+             f"at {shown(cost, top[cost])}, trial {top['trial']}"),
+            ("fastest" if cost == "latency_ms" else f"least {label}", shown(cost, low[cost]),
+             f"{shown(quality, low[quality])}, trial {low['trial']}"),
+            ("front", f"{len(rows)} networks" if len(rows) > 1 else "1 network",
+             f"spanning {number(high / low[cost], digits=2)}{TIMES} in {label}" if low[cost] > 0 and len(rows) > 1 else "")]
+
+
+def _choice_rows(run: Run) -> list[dict[str, Any]]:
+    """Per front point: per stage its width and its blocks, each with mixers, colours and keep ratio."""
+    by_trial = latest(run.records)
+    cost, quality = run.axes
+    rows = []
+    for row in run.front.to_dict("records"):
+        record = by_trial[row["trial"]]
+        stages = [] if record.arch is None else [
+            {"width": s.embed_dim, "blocks": [{"keep": b.keep_ratio, "tip": _block_tip(b), "parts": [
+                {"text": mixer_text(m), "colour": mixer_colour(m.name)} for m in b.mixers]} for b in s.blocks]}
+            for s in record.network().stages]
+        rows.append({"cost": shown(cost, row[cost]), "quality": shown(quality, row[quality]), "knee": row["knee"], "stages": stages})
+    return rows
+
+
+def _block_tip(block: Block) -> str:
+    mixers = " + ".join(" ".join([m.name, *(f"{k}={v}" for k, v in m.params)]) for m in block.mixers)
+    return f"{mixers}; mlp_dim={block.mlp_dim}; keep_ratio={block.keep_ratio:g}"
+
+
+def _stage_count(run: Run) -> int:
+    return int(run.choices["stage"].max()) + 1 if len(run.choices) else 0
+
+
+def _mixers(run: Run) -> list[tuple[str, str]]:
+    members = set(run.front["trial"])
+    archs = [r.network() for r in latest(run.records).values() if r.arch is not None and r.trial in members]
+    names = {m.name for a in archs for s in a.stages for b in s.blocks for m in b.mixers}
+    return [(name, mixer_colour(name)) for name in sorted(names, key=mixer_rank)]
+
+
+def _rivalry(run: Run) -> str:
+    """One sentence on the random search of equal budget."""
+    if run.random is None or not len(run.random.front) or not len(run.front) or not {"accuracy", "latency_ms"} <= set(run.objectives):
+        return ""
+    return (f"A random search of {len(run.random.trials)} trials in the same space reached "
+            f"{percent(run.random.front['accuracy'].max())} at best; this search, with {len(run.trials)}, "
+            f"{percent(run.front['accuracy'].max())}.")
+
+
+def _joined(*parts: Any) -> str:
+    return ", ".join(str(p) for p in parts if p not in (None, ""))
+
+
+def _of(table: Mapping[str, Any], name: str, unit: str) -> str:
+    return f"{table[name]} {unit}" if name in table else ""
+
+
+def _time(table: Mapping[str, Any], name: str) -> str:
+    return duration(table[name]) if name in table else ""
+
+
+def _networks(size: Any) -> str:
+    if not isinstance(size, (int, float)):
+        return ""
+    return f"{size:,.0f} networks" if size < 1e6 else f"about 10^{len(str(int(size))) - 1} networks"
+
+
+def _size(size: Any) -> str:
+    return f"{size[0]}{TIMES}{size[1]} px" if isinstance(size, (list, tuple)) and len(size) == 2 else ""
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value is pd.NA else str(value)
+
+
+def _macs(value: float) -> str:
+    return number(value * 1e3, unit="M") if value < 0.1 else number(value, unit="G")
+
+
+def _params(value: float) -> str:
+    return number(value * 1e3, unit="k") if value < 0.1 else number(value, unit="M")

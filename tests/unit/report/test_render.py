@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from nasvit.report import load, render
+from nasvit.report.render import html, markdown
+from nasvit.results.record import TrialRecord, append, read
+from tests.unit.report.make_run import write_run
+
+EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+
+
+class _Page(HTMLParser):
+    """Elements and attributes as a browser sees them; the content of scripts apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def _tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = _Page()
+    parser.feed(page)
+    return parser.tags
+
+
+def hostile(path: Path) -> Path:
+    """A run whose every free text is an attack."""
+    write_run(path, trials=25)
+    record = next(r for r in read(path / "records.jsonl") if r.status == "complete")
+    append(path / "records.jsonl", replace(record, trial=900, status="failed", reason=EVIL))
+    append(path / "baselines.jsonl", TrialRecord(trial=9, status="complete", rung=3, arch=None, arch_id=EVIL, label=EVIL,
+                                                 objectives={"accuracy": 0.9, "latency_ms": 2.0}))
+    env = json.loads((path / "env.json").read_text())
+    env["data"]["name"] = env["space"]["name"] = env["host"]["cpu"] = env["device"]["cpu"] = EVIL
+    (path / "env.json").write_text(json.dumps(env))
+    (path / "experiment.yaml").write_text(yaml.safe_dump({"data": EVIL, "sampler": EVIL, "device": EVIL}))
+    return path
+
+
+def test_all_files_are_written_and_nothing_half_done_is_left(run_dir: Path) -> None:
+    before = {p.name for p in run_dir.iterdir()}
+    files = render(run_dir)
+    assert [p.name for p in files] == ["front.csv", "trials.parquet", "front.png", "report.md", "report.html"]
+    assert {p.name for p in run_dir.iterdir()} - before <= {p.name for p in files}
+    run = load(run_dir)
+    pd.testing.assert_frame_equal(pd.read_parquet(run_dir / "trials.parquet"), run.trials, check_dtype=False)
+    assert pd.read_csv(run_dir / "front.csv")["trial"].tolist() == run.front["trial"].tolist()
+
+
+def test_a_failing_writer_leaves_the_old_file(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    render(run_dir)
+    old = (run_dir / "report.html").read_bytes()
+
+    def broken(run: object) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(importlib.import_module("nasvit.report.render"), "html", broken)
+    with pytest.raises(OSError, match="disk full"):
+        render(run_dir)
+    assert (run_dir / "report.html").read_bytes() == old and not list(run_dir.glob(".*.tmp"))
+
+
+def test_the_page_is_small_has_one_library_and_asks_the_network_for_nothing(run_dir: Path) -> None:
+    page = html(load(run_dir))
+    assert len(page.encode()) < 2_000_000
+    tags = _tags(page)
+    assert [a.get("type") for t, a in tags if t == "script"] == ["application/json", None, None], "data, library, start"
+    assert not [a for _, a in tags if a.get("src") or a.get("href")] and not [t for t, _ in tags if t in ("link", "iframe", "object")]
+    assert "url(" not in re.search(r"<style>(.*?)</style>", page, re.S).group(1)  # type: ignore[union-attr]
+    policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'") and "unsafe-eval" not in policy
+    assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+
+
+def test_hostile_text_makes_no_element_and_stays_readable(tmp_path: Path) -> None:
+    path = hostile(tmp_path / "run")
+    page = html(load(path))
+    tags = _tags(page)
+    assert len([t for t, _ in tags if t == "script"]) == 3 and not [t for t, _ in tags if t == "img"]
+    assert not [a for _, a in tags if any(name.startswith("on") for name in a)]
+    assert "&lt;/script&gt;&lt;script&gt;document.title" in page
+    block = page.partition('id="specs">')[2].partition("</script>")[0]
+    assert "pwned" in block and "<" not in block, "the label of a baseline is chart data too"
+    assert "<script" not in markdown(load(path)) and "<img" not in markdown(load(path))
+
+
+def test_a_spreadsheet_finds_no_formula(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", trials=1, baselines=False)
+    donor = next(r for r in read(write_run(tmp_path / "other", trials=20, baselines=False) / "records.jsonl") if r.status == "complete")
+    for trial, label in enumerate(("=1+1", "+1", "-1", "@A1", "\tx", "plain"), start=10):
+        append(path / "records.jsonl", replace(donor, trial=trial, label=label))
+    render(path)
+    labels = pd.read_csv(path / "front.csv", keep_default_na=False)["label"].tolist()
+    assert labels[-6:] == ["'=1+1", "'+1", "'-1", "'@A1", "'\tx", "plain"]
+
+
+@pytest.mark.parametrize("trials", [0, 1])
+def test_a_run_without_a_complete_trial_says_so(tmp_path: Path, trials: int) -> None:
+    path = write_run(tmp_path / "run", trials=0, baselines=False, finished=False)
+    if trials:
+        append(path / "records.jsonl", TrialRecord(trial=0, status="rejected", rung=0, arch=None, arch_id="x", reason="too slow"))
+    assert all(p.stat().st_size for p in render(path))
+    page = (path / "report.html").read_text()
+    assert "No complete trial yet" in page and "not finished" in page
+    assert "No complete trial yet" in (path / "report.md").read_text()
+
+
+def test_an_interrupted_run_is_marked_and_a_finished_one_is_not(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", trials=20, baselines=False)
+    assert "not finished" not in html(load(path))
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "stopped_because": "interrupted"}))
+    assert "not finished" in html(load(path))
+
+
+def test_the_page_tells_what_the_run_was(run_dir: Path) -> None:
+    run = load(run_dir)
+    for text in (html(run), markdown(run)):
+        for fact in ("a1b2c3d4e5f6", "3.1 %", "10 min 11 s", "AMD EPYC 9B14", "150 steps", "over the limit", "timm:levit_128s",
+                     "the loss became nan", "300 validation images", "torch 2.13.0", *run.front["arch_id"]):
+            assert fact in text, fact
+
+
+def test_reasons_that_differ_in_numbers_only_are_one_line(run_dir: Path) -> None:
+    assert markdown(load(run_dir)).count("is over the limit of 4 ms") == 1
