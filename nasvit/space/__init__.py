@@ -1,0 +1,6 @@
+"""Search spaces: a YAML file is parsed and checked (`file`), follows rules (`rules`), and speaks Arch (`search_space`)."""
+
+from nasvit.space.rules import Parameter
+from nasvit.space.search_space import SearchSpace, resolve, shipped
+
+__all__ = ["Parameter", "SearchSpace", "resolve", "shipped"]
