@@ -1,0 +1,34 @@
+"""The engine without workers: the caller runs the function itself. For debugging, and for one core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from nasvit.engines.base import ENGINES, Engine
+
+
+@ENGINES.register("inline")
+class InlineEngine(Engine):
+    """`submit` returns when the function has ended; KeyboardInterrupt goes to the caller. Always one worker."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = 1
+        self._open = True
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        if not self._open:
+            raise RuntimeError("the engine is shut down")
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            result = fn(*args)
+        except Exception as error:  # handed to the caller in the future, as every engine does
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        return future
+
+    def shutdown(self, *, cancel: bool) -> None:
+        self._open = False

@@ -1,0 +1,56 @@
+"""Functions of a module, as engines run them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from nasvit.errors import TrainingError
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def sleep_then(seconds: float, value: object) -> object:
+    time.sleep(seconds)
+    return value
+
+
+def refuse(text: str) -> None:
+    raise TrainingError(text)
+
+
+class Awkward(Exception):
+    """An exception that cannot be unpickled."""
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+def raise_awkward() -> None:
+    raise Awkward(code=7)
+
+
+def give_lambda() -> object:
+    return lambda: 0
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def touch(path: str) -> None:
+    with open(path, "w") as file:
+        file.write("done")
+
+
+def threads() -> tuple[str | None, int]:
+    import torch
+
+    return os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
