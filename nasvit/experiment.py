@@ -1,0 +1,171 @@
+"""Experiment: everything a search needs to know, as frozen data, from a YAML file and the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nasvit.errors import ConfigError
+from nasvit.registry import unknown
+from nasvit.results.objectives import OBJECTIVES, objective
+from nasvit.yaml_file import read_yaml
+
+LIMITED = ("latency_ms", "macs_g", "params_m", "peak_memory_mb")
+"""What a limit can stand on: each of these is measured or counted before a network is trained."""
+
+_UNITS: dict[str, dict[str, float]] = {  # suffix (lower case) -> factor to the unit in the objective's name
+    "latency_ms": {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3},
+    "macs_g": {"": 1.0, "g": 1.0, "m": 1e-3, "k": 1e-6},
+    "params_m": {"": 1.0, "g": 1e3, "m": 1.0, "k": 1e-3},
+    "peak_memory_mb": {"": 1.0, "mb": 1.0, "gb": 1e3, "kb": 1e-3},
+}
+_EXAMPLES = {"latency_ms": "8ms, 0.5s, 800us", "macs_g": "300M, 0.3G", "params_m": "5M, 200k", "peak_memory_mb": "512MB, 1GB"}
+
+
+def parse_limit(text: str | float, *, name: str = "latency_ms") -> tuple[str, float]:
+    """`parse_limit("8ms") == ("latency_ms", 8.0)`; `parse_limit("300M", name="macs_g") == ("macs_g", 0.3)`.
+
+    A bare number is in the unit of the name. Raises ConfigError for another name, another unit or a number not above 0.
+    """
+    if name not in _UNITS:
+        raise ConfigError(unknown("limit", name, list(LIMITED)))
+    match = None if isinstance(text, bool) else re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-z]*)\s*", str(text))
+    factor = _UNITS[name].get(match.group(2).lower()) if match else None
+    value = float(match.group(1)) * factor if match and factor is not None else 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"the limit {text!r} on {name} cannot be read; write a number above 0 with its unit, such as {_EXAMPLES[name]}")
+    return name, value
+
+
+class Experiment(BaseModel):
+    """One search, resolved. Frozen; an unknown key is refused.
+
+    space: path of a search space, or the name of a shipped one. data, device: what `nasvit list` names, or a path.
+    budget: distinct architectures to evaluate. minutes: stops earlier. limits: name to its largest value, in the name's unit.
+    rungs: cumulative training steps at each rung. eta: one of `eta` results of a rung is promoted to the next.
+    recipe: settings of the training loop that differ from its defaults. image_size: (H, W); None takes the allowed size
+    nearest above the data's own. baselines: "random" or "timm:NAME".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: str
+    data: str = "digits"
+    device: str = "cpu"
+    budget: int = Field(default=60, ge=1, le=1_000_000)
+    minutes: float | None = Field(default=None, gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    objectives: tuple[str, ...] = ("accuracy", "latency_ms")
+    limits: dict[str, float] = Field(default_factory=dict)
+    sampler: str = "tpe"
+    engine: str = "processes"
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=10_000)
+    rungs: tuple[int, ...] = (60, 180, 540)
+    eta: int = Field(default=3, ge=2, le=100)
+    recipe: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    baselines: tuple[str, ...] = ()
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        accepted = ", ".join(sorted(OBJECTIVES))
+        try:
+            for name in names:
+                objective(name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if len(set(names)) != len(names) or len(names) < 2 or "accuracy" not in names:
+            raise ValueError(f"needs accuracy and at least one other objective, each once (accepted: {accepted})")
+        return names
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _limits(cls, limits: Any) -> Any:
+        if not isinstance(limits, Mapping):
+            raise ValueError(f"must map a name to its largest value (accepted: {', '.join(LIMITED)})")
+        try:
+            return dict(parse_limit(value, name=str(name)) for name, value in limits.items())
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+        if not rungs or rungs[0] < 1 or any(b <= a for a, b in pairwise(rungs)):
+            raise ValueError("must be training steps that grow from rung to rung, such as [60, 180, 540]")
+        return rungs
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _image_size(cls, size: Any) -> Any:
+        return (size, size) if isinstance(size, int) and not isinstance(size, bool) else size
+
+    @field_validator("baselines")
+    @classmethod
+    def _baselines(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name != "random" and not re.fullmatch(r"timm:[A-Za-z0-9_.]+", name):
+                raise ValueError(f"unknown baseline {name!r} (accepted: random, timm:NAME with a model name of timm)")
+        return names
+
+    @model_validator(mode="after")
+    def _engine(self) -> Experiment:
+        if self.engine == "inline" and self.workers != 1:
+            object.__setattr__(self, "workers", 1)  # it runs in the caller, one at a time
+        return self
+
+    @classmethod
+    def load(cls, path: Path | None = None, *, overrides: Mapping[str, Any] | None = None) -> Experiment:
+        """From a YAML file, overridden key by key from the command line (None stands for "not given"; limits are merged).
+
+        A space or data path that does not exist from here is taken relative to the file. Raises one ConfigError that
+        lists every fault with file, line, key and what is accepted.
+        """
+        given: dict[str, Any] = {}
+        lines: Mapping[tuple[Any, ...], int] = {}
+        if path is not None:
+            data, lines = read_yaml(Path(path))
+            if not isinstance(data, dict):
+                raise ConfigError(f"{path}: an experiment must be a mapping with keys such as space, data, budget")
+            given = dict(data)
+            for key in ("space", "data"):
+                near = Path(path).parent / str(given.get(key, ""))
+                if isinstance(given.get(key), str) and not Path(given[key]).exists() and near.exists():
+                    given[key] = str(near)
+        flags = {k: v for k, v in (overrides or {}).items() if v is not None}
+        merged = {**given, **flags}
+        if isinstance(given.get("limits"), dict) and "limits" in flags:
+            merged["limits"] = {**given["limits"], **flags["limits"]}
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            faults = [_fault(e, path=path, lines=lines, flags=flags) for e in error.errors()]
+            raise ConfigError("\n".join(faults)) from None
+
+    def to_yaml(self) -> str:
+        """The resolved experiment; `Experiment.load` gives back an equal one."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+def _fault(error: Any, *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:
+    loc = tuple(error["loc"])
+    key = str(loc[0]) if loc else ""
+    if path is None or key in flags:
+        where = "command line"
+    else:
+        line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
+        where = f"{path}, line {line}" if line is not None else str(path)
+    if error["type"] == "extra_forbidden":
+        return f"{where}: " + unknown("key", key, sorted(Experiment.model_fields))
+    if error["type"] == "missing":
+        return f"{where}: {key} is missing; give the path of a search space or the name of a shipped one"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {'.'.join(map(str, loc))}: {text} (given: {error['input']!r})"

@@ -1,0 +1,93 @@
+"""Named models of timm under the search's own protocol: same data, recipe, device and training steps at every rung.
+
+They answer what one would have picked without a search. Random search as a baseline is a run of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from nasvit.data import DataSet
+from nasvit.devices import machine_lock
+from nasvit.errors import ConfigError
+from nasvit.proxies import short_train
+from nasvit.registry import unknown
+from nasvit.results.record import TrialRecord, append, read
+from nasvit.search.evaluate import Settings, dataset, derive_seed, device, failure, finished, gate
+from nasvit.torchvision_ops import ensure
+from nasvit.training import Recipe
+
+
+class Submits(Protocol):
+    """What is needed of an engine."""
+
+    def submit(self, fn: Any, /, *args: Any) -> Any: ...
+
+
+def check(names: Iterable[str]) -> None:
+    """Raises ConfigError for a model that timm does not have."""
+    wanted = [name.removeprefix("timm:") for name in names if name.startswith("timm:")]
+    if not wanted:
+        return
+    ensure()
+    import timm
+
+    for name in wanted:
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:20]
+            raise ConfigError("baseline: " + unknown("model of timm", name, near or timm.list_models()[:20]))
+
+
+def make(name: str, *, data: DataSet, seed: int) -> nn.Module:
+    """An untrained timm model for the data's channels, classes and, where the model accepts one, image size."""
+    ensure()
+    import timm
+
+    given: dict[str, Any] = {"pretrained": False, "num_classes": data.num_classes, "in_chans": data.in_channels}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(name, img_size=data.image_size, **given)
+        except TypeError:  # a model for any size
+            return timm.create_model(name, **given)
+
+
+def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:
+    """Measure and train one named model; a failure becomes a record with its reason. Limits do not apply to baselines."""
+    clock, name = time.perf_counter(), label.removeprefix("timm:")
+    seed = derive_seed(settings.seed, label)
+    record = TrialRecord(trial=number, status="failed", rung=len(settings.rungs), arch=None, arch_id=label, label=label, seed=seed,
+                         versions=settings.versions, started=time.time())
+    try:
+        data, recipe = dataset(settings), Recipe.of(settings.recipe)
+        free = replace(settings, limits={})
+        record = gate(make(name, data=data, seed=seed), shape=(1, data.in_channels, *data.image_size), settings=free, record=record)
+        module, trained, seconds = make(name, data=data, seed=seed), 0, 0.0
+        for rung, steps in enumerate(settings.rungs, start=1):
+            score = short_train.fit(module, data, budget=steps - trained, seed=derive_seed(settings.seed, label, rung), recipe=recipe,
+                                    device=device(settings).torch_device, step_guard=machine_lock.training)
+            trained, seconds = steps, seconds + score.seconds
+        record = finished(record, score=score, checkpoint=None)
+        record = replace(record, seconds={**record.seconds, "train": seconds})
+    except Exception as error:  # recorded whole: a model that does not fit the data is an answer too
+        record = replace(record, objectives={}, **failure(error))
+    return replace(record, seconds={**record.seconds, "total": time.perf_counter() - clock})
+
+
+def run_timm(names: Iterable[str], *, settings: Settings, engine: Submits, path: Path) -> list[TrialRecord]:
+    """Evaluate the named models that the file does not have yet, each appended as it comes."""
+    records = read(path, mend=True)
+    labels = [name for name in names if name.startswith("timm:") and name not in {r.label for r in records if r.status == "complete"}]
+    futures = [engine.submit(evaluate_timm, settings, label, len(records) + n) for n, label in enumerate(labels)]
+    for future in futures:
+        record = future.result()
+        append(path, record)
+        records.append(record)
+    return records

@@ -1,0 +1,125 @@
+"""The run directory as the search writes it: environment, drift between sessions, summary. Every file is renamed into place."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nasvit
+from nasvit.devices.local import cpu_model
+from nasvit.errors import RunError
+from nasvit.experiment import Experiment
+from nasvit.results.record import TrialRecord
+from nasvit.search.progress import counts
+
+RECORDS = "records.jsonl"
+MUST_AGREE = ("seed", "objectives", "limits", "rungs", "recipe")
+"""Settings of the experiment on which records depend, so that a resumed run must have the same."""
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """`write` as indented JSON."""
+    write(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's mapping, empty where there is no file; raises RunError where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise RunError(f"{path} is damaged: it must hold a mapping")
+    return data
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Own the run directory (made if absent); raises RunError while another search works in it. A killed owner leaves nothing behind."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"cannot use {out} as a run directory: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another search is working in {out}; wait for it, or choose another --out") from None
+        yield
+
+
+def check_new_or_resumed(out: Path, *, resume: bool) -> None:
+    """Raises RunError where a run would be overwritten, or where there is none to resume."""
+    if not resume and (out / RECORDS).exists():
+        raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    if resume and not (out / "env.json").exists():
+        raise RunError(f"there is no run in {out} to resume; leave --resume away to begin one")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"nasvit": nasvit.__version__, "python": platform.python_version()}
+    return {**found, **{name: metadata.version(name) for name in ("torch", "optuna", "timm")}}
+
+
+def host() -> dict[str, Any]:
+    """The machine of the driver: cpu, cores, memory_gb, system."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return {"cpu": cpu_model(), "cores": os.cpu_count() or 1,
+            "memory_gb": round(memory, 1), "system": platform.platform()}
+
+
+def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment, new: Experiment, spaces: tuple[str, str]) -> list[str]:
+    """What differs between the sessions of a run, each in words; empty where records of both can stand in one file."""
+    found = []
+    if spaces[0] != spaces[1] or before["data"]["image_size"] != now["data"]["image_size"]:
+        found.append(f"space (was {before['space']['name']} at {before['data']['image_size']} px, "
+                     f"is {now['space']['name']} at {now['data']['image_size']} px, or its text has changed)")
+    for what, a, b in (("data", before["data"]["fingerprint"], now["data"]["fingerprint"]),
+                       ("device", before["fingerprint"], now["fingerprint"])):
+        if a != b:
+            found.append(f"{what} (fingerprint was {a}, is {b})")
+    for name in MUST_AGREE:
+        if getattr(old, name) != getattr(new, name):
+            found.append(f"{name} (was {getattr(old, name)!r}, is {getattr(new, name)!r})")
+    return found
+
+
+def summary(records: Sequence[TrialRecord], experiment: Experiment, *, stopped_because: str, wall_seconds: float,
+            sessions: int) -> dict[str, Any]:
+    """The figures of a run. train, measure and wait are sums over the workers; waiting for the machine while another worker
+    measures belongs to measuring; overhead_share is what is left of wall_seconds x workers."""
+    done = counts(records)
+    total = {key: sum(r.seconds.get(key, 0.0) for r in records) for key in ("train", "measure", "wait")}
+    busy = sum(total.values())
+    share = 1 - busy / (wall_seconds * experiment.workers) if wall_seconds > 0 else 0.0
+    return {"budget": experiment.budget, "evaluated": done.evaluated, "rejected": done.rejected, "failed": done.failed,
+            "stopped_because": stopped_because, "wall_seconds": wall_seconds, "train_seconds": total["train"],
+            "measure_seconds": total["measure"], "wait_seconds": total["wait"], "overhead_share": max(0.0, share),
+            "workers": experiment.workers, "sampler": experiment.sampler, "engine": experiment.engine,
+            "rungs": list(experiment.rungs), "objectives": list(experiment.objectives), "limits": dict(experiment.limits),
+            "sessions": sessions}

@@ -1,0 +1,193 @@
+"""One evaluation, in a worker: build, count, gate, measure, gate, train, keep. Everything here can be sent to a process.
+
+A worker gets a Job and gives back a TrialRecord; it writes nothing but the checkpoint. A failure becomes a record with
+status "failed" and the reason, so that one bad architecture never ends a search.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import traceback
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nasvit.arch import Arch
+from nasvit.cost import count
+from nasvit.data import DataSet, load
+from nasvit.devices import Device, machine_lock, open_device
+from nasvit.errors import NasvitError, RunError
+from nasvit.models.build import build
+from nasvit.proxies import Score, short_train
+from nasvit.results.record import TrialRecord
+from nasvit.search.objectives import passed
+from nasvit.training import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What all jobs of a run share. rungs: cumulative steps. memory: whether peak memory is asked for. run: the run directory."""
+
+    run: str
+    data: str
+    device: str
+    reference_ms: float
+    image_size: tuple[int, int]
+    seed: int
+    rungs: tuple[int, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    memory: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One trial to bring to one rung. earlier: its record at the rung below, None for a new trial."""
+
+    settings: Settings
+    trial: int
+    arch: Arch
+    rung: int = 1
+    params: dict[str, Any] = field(default_factory=dict)
+    earlier: TrialRecord | None = None
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """A seed in [0, 2**31) that follows from the run's seed and the parts alone, whatever worker runs it and when."""
+    text = ":".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def evaluate(job: Job) -> TrialRecord:
+    """Bring the trial to its rung. Never raises for what happens to the network: the record then says failed, and why."""
+    started, clock = time.time(), time.perf_counter()
+    settings = job.settings
+    blank = TrialRecord(trial=job.trial, status="failed", rung=job.rung, arch=job.arch.to_dict(), arch_id=job.arch.id, params=job.params,
+                        seed=derive_seed(settings.seed, job.arch.id), versions=settings.versions, started=started)
+    try:
+        record = prepare(job, blank) if job.earlier is None else promote(job, blank)
+    except Exception as error:  # recorded whole below: a search must outlive any single network
+        record = replace(blank, **failure(error))
+    seconds = {"train": 0.0, "measure": 0.0, "wait": 0.0, **record.seconds, "total": time.perf_counter() - clock}
+    return replace(record, seconds=seconds)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """The fields of a failed record: our own errors by their message, any other with its traceback in the details."""
+    if isinstance(error, NasvitError):
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    lines = traceback.format_exception(error)
+    return {"status": "failed", "reason": lines[-1].strip()[:500], "details": {"traceback": "".join(lines)[-8000:]}}
+
+
+def prepare(job: Job, blank: TrialRecord) -> TrialRecord:
+    """A new trial: params and MACs, gate, latency (and peak memory), gate, then the first rung's training."""
+    settings = job.settings
+    gated = gate(build(job.arch, seed=blank.seed), shape=(1, job.arch.in_channels, *job.arch.image_size), settings=settings, record=blank)
+    if gated.status == "rejected":
+        return gated
+    # built anew: the measured module went through the device's runtime
+    module = build(job.arch, seed=blank.seed)
+    score = short_train.fit(module, dataset(settings), budget=settings.rungs[0], seed=blank.seed, recipe=Recipe.of(settings.recipe),
+                            device=device(settings).torch_device, step_guard=machine_lock.training)
+    return finished(gated, score=score, checkpoint=_save(module, job))
+
+
+def gate(module: nn.Module, *, shape: tuple[int, ...], settings: Settings, record: TrialRecord) -> TrialRecord:
+    """The record with everything known before training; status "rejected" at rung 0 where a limit is passed, cheap before dear.
+
+    shape: (1, C, H, W).
+    """
+    asked = time.perf_counter()
+    with machine_lock.training():  # counting is work too: it would disturb another worker's measurement
+        wait = time.perf_counter() - asked
+        cost = count(module, input_shape=shape)
+    values = {"params_m": cost.params / 1e6, "macs_g": cost.macs / 1e9}
+    seconds = {"wait": wait}
+    latency: dict[str, Any] | None = None
+    target = device(settings)
+    reason = passed(values, settings.limits)
+    if reason is None:
+        asked = time.perf_counter()
+        with machine_lock.measuring():
+            begun = time.perf_counter()
+            stats = target.measure(module, input_shape=shape)
+            latency = stats.to_dict()
+            values["latency_ms"] = float(stats.median_ms)
+            if settings.memory:
+                values["peak_memory_mb"] = float(target.peak_memory_mb(module, input_shape=shape))
+            seconds = {"wait": wait + begun - asked, "measure": time.perf_counter() - begun}
+        reason = passed(values, settings.limits)
+    known = replace(record, objectives=values, latency=latency, seconds=seconds, fingerprint=target.fingerprint)
+    return replace(known, status="complete") if reason is None else replace(known, status="rejected", rung=0, reason=reason)
+
+
+def promote(job: Job, blank: TrialRecord) -> TrialRecord:
+    """A known trial: from its checkpoint, the further steps of the next rung as a new cosine cycle (a warm restart)."""
+    settings, earlier = job.settings, job.earlier
+    if earlier is None or earlier.checkpoint is None:
+        raise RunError(f"trial {job.trial} has no checkpoint at rung {job.rung - 1} to go on from")
+    path = Path(settings.run) / earlier.checkpoint
+    if not path.exists():
+        raise RunError(f"the checkpoint {path} is gone")
+    module = build(job.arch, seed=blank.seed)
+    module.load_state_dict(load_file(path))
+    steps = settings.rungs[job.rung - 1] - settings.rungs[job.rung - 2]
+    score = short_train.fit(module, dataset(settings), budget=steps, seed=derive_seed(settings.seed, job.arch.id, job.rung),
+                            recipe=Recipe.of(settings.recipe), device=device(settings).torch_device, step_guard=machine_lock.training)
+    known = replace(blank, status="complete", objectives=earlier.objectives, latency=earlier.latency, fingerprint=earlier.fingerprint)
+    return finished(known, score=score, checkpoint=_save(module, job))
+
+
+def finished(record: TrialRecord, *, score: Score, checkpoint: str | None) -> TrialRecord:
+    """The record with the score of its training."""
+    return replace(record, objectives={**record.objectives, "accuracy": score.value}, checkpoint=checkpoint,
+                   seconds={**record.seconds, "train": score.seconds}, details={**record.details, **score.details})
+
+
+def _save(module: nn.Module, job: Job) -> str:
+    """Write the weights under a temporary name, then rename. Returns the path relative to the run directory."""
+    relative = f"checkpoints/{job.arch.id}-r{job.rung}.safetensors"
+    path = Path(job.settings.run) / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # the record that names it is fsynced too
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return relative
+
+
+# ---- per process caches: what a worker would otherwise load again for every job ---------------------------------------
+
+
+def dataset(settings: Settings) -> DataSet:
+    """The run's training and validation images, loaded once in a process."""
+    return _dataset(settings.data, settings.seed, settings.image_size)
+
+
+def device(settings: Settings) -> Device:
+    """The run's device with the run's reference latency, opened once in a process."""
+    return _device(settings.device, settings.reference_ms)
+
+
+@lru_cache(maxsize=1)
+def _dataset(spec: str, seed: int, image_size: tuple[int, int]) -> DataSet:
+    return load(spec, seed=seed, image_size=image_size)
+
+
+@lru_cache(maxsize=2)
+def _device(spec: str, reference_ms: float) -> Device:
+    torch.set_num_threads(1)  # workers stand beside each other: more threads make every one of them slower
+    return open_device(spec, threads=1, reference_ms=reference_ms)

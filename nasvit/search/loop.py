@@ -1,0 +1,173 @@
+"""The driver: keeps the workers busy, judges each result, tells the sampler once, appends every record.
+
+Only the driver writes records. It takes the space, the engine and the function that evaluates as arguments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from nasvit.experiment import Experiment
+from nasvit.results.record import TrialRecord, append
+from nasvit.search.evaluate import Job, Settings, failure
+from nasvit.search.progress import Progress, counts, snapshot
+from nasvit.search.rungs import at_rung, promotable, unfinished
+from nasvit.search.study import Proposal, Proposer, Space
+
+FIRST_FAILURES = 5
+"""So many failures before anything succeeded, and the search stops with their reason."""
+PATIENCE = 20
+"""Rejected or failed trials allowed for each one of the budget."""
+ATTEMPTS = 2
+"""How often a job is tried when its worker dies."""
+
+
+class Submits(Protocol):
+    """What the loop needs of an engine."""
+
+    workers: int
+
+    def submit(self, fn: Callable[[Job], TrialRecord], /, *args: Job) -> Future[TrialRecord]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """A job in the hands of a worker; proposal is None in the finishing pass, where nothing is told any more."""
+
+    job: Job
+    proposal: Proposal | None
+    attempt: int = 1
+
+
+class Loop:
+    """One search from its records to its budget. `run()` returns why it stopped; `records` then holds all of them."""
+
+    def __init__(self, experiment: Experiment, *, settings: Settings, space: Space, engine: Submits, path: Path,
+                 evaluate: Callable[[Job], TrialRecord], records: Sequence[TrialRecord] = (),
+                 on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None) -> None:
+        self.experiment, self.settings, self.engine, self.path = experiment, settings, engine, path
+        self.evaluate, self.progress, self.on_record = evaluate, progress, on_record
+        self.records = list(records)
+        self.before = counts(self.records)
+        self.proposer = Proposer(space, sampler=experiment.sampler, seed=experiment.seed, objectives=experiment.objectives,
+                                 limits=experiment.limits, records=self.records)
+        self.flights: dict[Future[TrialRecord], Flight] = {}
+        self.queue: deque[Flight] = deque()  # promotions: they go before new trials
+        self.next_trial = max((r.trial for r in self.records), default=-1) + 1
+        self.started = time.monotonic()
+        self.stopped: str | None = None  # no new trials
+        self.halted = False  # no promotions either
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of this session."""
+        return time.monotonic() - self.started
+
+    def run(self) -> str:
+        """Search until the budget, the minutes or another end; then bring the front to the top rung. Ctrl-C keeps what is done."""
+        try:
+            self._drain(new_trials=True)
+            while not self.halted and self._enqueue_front():
+                self._drain(new_trials=False)
+        except KeyboardInterrupt:
+            self.stopped, self.halted = "interrupted", True
+            for future in [f for f in self.flights if f.done() and not f.cancelled()]:
+                if future.exception() is None:  # a worker that the same Ctrl-C reached has no result
+                    self._land(future)
+        self._report(None)
+        return self.stopped or "budget"
+
+    def _drain(self, *, new_trials: bool) -> None:
+        """Fly everything that is due and land it, until nothing is left to fly."""
+        self._fill(new_trials=new_trials)
+        while self.flights:
+            done, _ = wait(self.flights, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._land(future)
+            self._fill(new_trials=new_trials)
+
+    def _fill(self, *, new_trials: bool) -> None:
+        self._check_ends()
+        while len(self.flights) < self.engine.workers and not self.halted:
+            if self.queue:
+                self._fly(self.queue.popleft())
+                continue
+            rising = sum(f.job.rung == 1 for f in self.flights.values())
+            if self.stopped or not new_trials or counts(self.records).evaluated + rising >= self.experiment.budget:
+                return
+            proposal = self.proposer.propose()
+            if proposal is None:
+                self.stopped = "space exhausted"
+                return
+            job = Job(settings=self.settings, trial=self.next_trial, arch=proposal.arch, params=proposal.params)
+            self.next_trial += 1
+            self._fly(Flight(job=job, proposal=proposal))
+            self._check_ends()  # the inline engine has finished it by now
+
+    def _check_ends(self) -> None:
+        done, budget, failed = counts(self.records), self.experiment.budget, self.records[-1:]
+        if self.experiment.minutes is not None and self.elapsed_s >= 60 * self.experiment.minutes:
+            self.stopped, self.halted = "minutes", True
+        elif done.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0:
+            self.stopped, self.halted = f"the first {done.failed} trials failed, the last because: {failed[0].reason}", True
+        elif done.rejected - self.before.rejected > PATIENCE * budget:
+            self.stopped = f"the limits leave nothing: {done.rejected} trials rejected, {done.evaluated} evaluated"
+        elif done.failed - self.before.failed > PATIENCE * budget:
+            self.stopped = f"{done.failed} trials failed, {done.evaluated} evaluated"
+
+    def _fly(self, flight: Flight) -> None:
+        self.flights[self.engine.submit(self.evaluate, flight.job)] = flight
+
+    def _land(self, future: Future[TrialRecord]) -> None:
+        flight = self.flights.pop(future)
+        try:
+            record = future.result()
+        except CancelledError:
+            return
+        except Exception as error:  # the worker died, not the network: try once more, then write it down
+            if flight.attempt < ATTEMPTS:
+                self._fly(replace(flight, attempt=flight.attempt + 1))
+                return
+            job = flight.job
+            record = replace(TrialRecord(trial=job.trial, status="failed", rung=job.rung, arch=job.arch.to_dict(), arch_id=job.arch.id,
+                                         params=job.params, versions=job.settings.versions, started=time.time()), **failure(error))
+        record = self.on_record(record)
+        append(self.path, record)
+        self.records.append(record)
+        self._judge(flight, record)
+        self._report(record)
+
+    def _judge(self, flight: Flight, record: TrialRecord) -> None:
+        """Promote the trial or, when it has stopped rising, tell the sampler the values of its highest rung."""
+        if flight.proposal is None:
+            return
+        if record.status == "complete" and record.rung < len(self.settings.rungs) and promotable(
+                record.trial, at_rung(self.records, record.rung), self.experiment.objectives, eta=self.experiment.eta):
+            self.queue.append(Flight(job=self._next_rung(record), proposal=flight.proposal))
+            return
+        earlier = flight.job.earlier
+        self.proposer.tell(flight.proposal, earlier if record.status != "complete" and earlier is not None else record)
+
+    def _next_rung(self, record: TrialRecord) -> Job:
+        return Job(settings=self.settings, trial=record.trial, arch=record.network(), rung=record.rung + 1, params=record.params,
+                   earlier=record)
+
+    def _enqueue_front(self) -> bool:
+        """Queue the front's members below the top rung. A member that fails is not tried again, so this comes to an end."""
+        low = unfinished(self.records, self.experiment.objectives, top=len(self.settings.rungs))
+        self.queue.extend(Flight(job=self._next_rung(record), proposal=None) for record in low)
+        return bool(low)
+
+    def _report(self, last: TrialRecord | None) -> None:
+        if self.progress is None:
+            return
+        ended = None if last is not None else self.stopped or "budget"
+        self.progress(snapshot(self.records, budget=self.experiment.budget, rungs=len(self.settings.rungs), last=last,
+                               names=self.experiment.objectives, running=len(self.flights), elapsed_s=self.elapsed_s,
+                               before=self.before.evaluated, stopped_because=ended))

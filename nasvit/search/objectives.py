@@ -1,0 +1,52 @@
+"""Limits and what a sampler is told: pure functions over names and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from nasvit.errors import ConfigError
+from nasvit.experiment import LIMITED
+from nasvit.registry import unknown
+from nasvit.results.objectives import objective
+from nasvit.results.record import TrialRecord
+
+ORDER = ("params_m", "macs_g", "peak_memory_mb", "latency_ms")
+"""The order in which limits are checked, cheap before dear."""
+
+
+def check_limits(limits: Mapping[str, float]) -> None:
+    """Raises ConfigError for a limit on something that is not measured before training."""
+    for name in limits:
+        if name not in LIMITED:
+            raise ConfigError(unknown("limit", name, list(LIMITED)))
+
+
+def passed(values: Mapping[str, float], limits: Mapping[str, float]) -> str | None:
+    """The reason of a rejection, naming the first limit that a known value passes, or None."""
+    for name in ORDER:
+        if name in limits and name in values and values[name] > limits[name]:
+            return f"{name} {values[name]:.4g} is over the limit {limits[name]:.4g}"
+    return None
+
+
+def excess(values: Mapping[str, float], limits: Mapping[str, float]) -> float:
+    """Largest relative excess over the limits of known values: above 0 is infeasible. One number whatever was known, because
+    some samplers need the same constraints from every trial."""
+    known = [values[name] / limits[name] - 1.0 for name in limits if name in values]
+    return max(known, default=0.0)
+
+
+def told(record: TrialRecord, names: Sequence[str], *, limits: Mapping[str, float], seen: Iterable[TrialRecord]) -> list[float]:
+    """What a sampler is told of a trial, one number for each name. What a rejected trial does not have is filled
+    pessimistically: accuracy 0, else the worst known value or the limit, whichever is worse."""
+    values = []
+    others = None
+    for name in names:
+        if name in record.objectives:
+            values.append(float(record.objectives[name]))
+        elif objective(name).direction == "maximize":
+            values.append(0.0)
+        else:
+            others = list(seen) if others is None else others
+            values.append(max([limits.get(name, 0.0), *(r.objectives[name] for r in others if name in r.objectives)]))
+    return values

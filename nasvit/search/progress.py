@@ -1,0 +1,85 @@
+"""What a display is told while a search goes on: a frozen Snapshot, computed from the records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nasvit.results.front import hypervolume, pareto, reference_point, to_minimised
+from nasvit.results.record import TrialRecord, latest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The state of a run. budget, evaluated, rejected, failed: trials. running: jobs in the workers.
+
+    per_rung: complete results at rung 1, 2, ... best: (latency band such as "<= 0.5 ms", best accuracy in it), fastest first.
+    hypervolume: of the front, against the worst values seen so far. front: (latency_ms, accuracy), fastest first.
+    elapsed_s: of this session. eta_s: None while nothing is known. last: the record that came last.
+    stopped_because: None while the search goes on.
+    """
+
+    budget: int
+    evaluated: int
+    rejected: int
+    failed: int
+    running: int
+    per_rung: tuple[int, ...]
+    best: tuple[tuple[str, float], ...]
+    hypervolume: float
+    front: tuple[tuple[float, float], ...]
+    elapsed_s: float
+    eta_s: float | None
+    last: TrialRecord | None = None
+    stopped_because: str | None = None
+
+
+Progress = Callable[[Snapshot], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Trials by what became of them: evaluated has a complete result at rung 1 or above, rejected and failed have none."""
+
+    evaluated: int
+    rejected: int
+    failed: int
+
+
+def counts(records: Sequence[TrialRecord]) -> Counts:
+    """Distinct trials, each counted once; a failed promotion leaves its trial evaluated."""
+    evaluated = {r.trial for r in records if r.status == "complete" and r.rung >= 1}
+    rejected = {r.trial for r in records if r.status == "rejected"} - evaluated
+    failed = {r.trial for r in records if r.status == "failed"} - evaluated
+    return Counts(evaluated=len(evaluated), rejected=len(rejected), failed=len(failed))
+
+
+def bands(points: Sequence[tuple[float, float]]) -> tuple[tuple[str, float], ...]:
+    """Best accuracy in each octave of latency that has a point; points are (latency_ms, accuracy)."""
+    best: dict[int, float] = {}
+    for latency, accuracy in points:
+        octave = math.ceil(math.log2(max(latency, 1e-6)) - 1e-9)
+        best[octave] = max(best.get(octave, 0.0), accuracy)
+    return tuple((f"<= {2.0**octave:g} ms", best[octave]) for octave in sorted(best))
+
+
+def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: Sequence[str], running: int, elapsed_s: float,
+             before: int, last: TrialRecord | None = None, stopped_because: str | None = None) -> Snapshot:
+    """Compute a Snapshot; before: trials evaluated when this session began, which tell nothing about its speed."""
+    done = counts(records)
+    complete = [r for r in latest(records).values() if r.status == "complete" and all(n in r.objectives for n in names)]
+    plane = [(r.objectives["latency_ms"], r.objectives["accuracy"]) for r in complete]
+    front = pareto(records, names)
+    volume = 0.0
+    if complete:
+        reference = reference_point(to_minimised([r.objectives for r in complete], names))
+        volume = hypervolume(to_minimised([r.objectives for r in front], names), reference)
+    fresh = done.evaluated - before
+    return Snapshot(
+        budget=budget, evaluated=done.evaluated, rejected=done.rejected, failed=done.failed, running=running,
+        per_rung=tuple(sum(r.rung == rung and r.status == "complete" for r in records) for rung in range(1, rungs + 1)),
+        best=bands(plane), hypervolume=volume,
+        front=tuple(sorted((r.objectives["latency_ms"], r.objectives["accuracy"]) for r in front)),
+        elapsed_s=elapsed_s, eta_s=elapsed_s / fresh * max(0, budget - done.evaluated) if fresh > 0 else None,
+        last=last, stopped_because=stopped_because)

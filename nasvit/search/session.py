@@ -1,0 +1,150 @@
+"""One session of a search: bind data, space and device, open or resume the run directory, run the loop, then the baselines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nasvit.data import DataSet, describe, load
+from nasvit.devices import open_device
+from nasvit.engines import make_engine
+from nasvit.errors import RunError
+from nasvit.experiment import Experiment
+from nasvit.models.space_check import check_space
+from nasvit.results.record import TrialRecord, read
+from nasvit.search import baselines, directory
+from nasvit.search.evaluate import Job, Settings, evaluate
+from nasvit.search.loop import Loop
+from nasvit.search.objectives import check_limits
+from nasvit.search.progress import Progress, Snapshot
+from nasvit.search.samplers import make_sampler
+from nasvit.space import SearchSpace
+from nasvit.training import Recipe
+
+SUMMARY_EVERY = 5.0
+"""Seconds between summaries while a search goes on, so that a killed one has left its figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """An experiment with its space bound to its data and its device calibrated. drifted: what differs from earlier sessions."""
+
+    space: SearchSpace
+    settings: Settings
+    env: dict[str, Any]
+    drifted: tuple[str, ...] = ()
+
+
+def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift: bool = False, progress: Progress | None = None,
+        evaluate: Callable[[Job], TrialRecord] = evaluate) -> dict[str, Any]:
+    """Search into the run directory `out` and return its summary. `evaluate` is what a worker does with a job.
+
+    Raises ConfigError before the first trial for anything wrong in the experiment; RunError for a directory that holds
+    another run, for drift on `resume` without `allow_drift`, and where every trial fails.
+    """
+    out = Path(out).absolute()
+    check(experiment)
+    with directory.claimed(out):
+        directory.check_new_or_resumed(out, resume=resume)
+        bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift)
+        records = read(out / directory.RECORDS, mend=True)
+        directory.write(out / "experiment.yaml", experiment.to_yaml())
+        directory.write(out / "space.yaml", bound.space.to_yaml())
+        directory.write_json(out / "env.json", bound.env)
+        summary = _search(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress)
+    if str(summary["stopped_because"]).startswith("the first "):
+        raise RunError(f"{summary['stopped_because']}; nothing can be searched until this is mended")
+    if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines:
+        twin = experiment.model_copy(update={"sampler": "random", "baselines": ()})
+        place = out / "baselines" / "random"
+        run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=progress, evaluate=evaluate)
+    return summary
+
+
+def check(experiment: Experiment) -> None:
+    """Raises ConfigError for names and settings that only the search can judge, before anything is spent."""
+    make_sampler(experiment.sampler, seed=0)
+    check_limits(experiment.limits)
+    Recipe.of(experiment.recipe)
+    baselines.check(experiment.baselines)
+
+
+def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool) -> Bound:
+    """Load the data, fit the space to it, open and calibrate the device, and compare with the run's earlier sessions."""
+    info = describe(experiment.data)
+    natural = experiment.image_size or SearchSpace.load(experiment.space).fit_image_size(info.natural_size)
+    space = SearchSpace.load(experiment.space, image_size=natural, in_channels=info.in_channels, num_classes=info.num_classes)
+    check_space(space)
+    data = load(experiment.data, seed=experiment.seed, image_size=natural)
+    before = directory.read_json(out / "env.json") if resume else {}
+    device = open_device(experiment.device, threads=1)
+    if before and before["fingerprint"] == device.fingerprint:
+        device = open_device(experiment.device, threads=1, reference_ms=float(before["reference_ms"]))
+    else:
+        device.calibrate()
+    env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
+           "reference_ms": device.reference_ms, "data": _about(data, kind=info.kind),
+           "space": {"name": space.name, "size": space.size()}, "sessions": int(before.get("sessions", 0)) + 1}
+    drifted = list(before.get("drift", []))
+    if before:
+        found = directory.drift(before, env, old=Experiment.load(out / "experiment.yaml"), new=experiment,
+                                spaces=((out / "space.yaml").read_text(encoding="utf-8"), space.to_yaml()))
+        if found and not allow_drift:
+            raise RunError(f"{out} cannot be resumed, because it differs in " + "; ".join(found)
+                           + ": restore it, choose another --out, or add --allow-drift, which marks the further records")
+        drifted += [text for text in found if text not in drifted]
+    if drifted:
+        env["drift"] = drifted
+    settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
+                        image_size=natural, seed=experiment.seed, rungs=experiment.rungs, recipe=dict(experiment.recipe),
+                        limits=dict(experiment.limits), versions=directory.versions(),
+                        memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
+    return Bound(space=space, settings=settings, env=env, drifted=tuple(drifted))
+
+
+def _about(data: DataSet, *, kind: str) -> dict[str, Any]:
+    return {"name": data.name, "kind": kind, "fingerprint": data.fingerprint, "train": len(data.train), "val": len(data.val),
+            "classes": data.num_classes, "image_size": list(data.image_size)}
+
+
+def _search(experiment: Experiment, bound: Bound, *, out: Path, records: list[TrialRecord], evaluate: Callable[[Job], TrialRecord],
+            progress: Progress | None) -> dict[str, Any]:
+    started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
+    written = started
+
+    def mark(record: TrialRecord) -> TrialRecord:
+        return replace(record, details={**record.details, "drift": list(bound.drifted)}) if bound.drifted else record
+
+    def write_summary(stopped_because: str) -> dict[str, Any]:
+        figures = directory.summary(loop.records, experiment, stopped_because=stopped_because, sessions=bound.env["sessions"],
+                                    wall_seconds=earlier + time.monotonic() - started)
+        directory.write_json(out / "summary.json", figures)
+        return figures
+
+    def watch(snapshot: Snapshot) -> None:
+        nonlocal written
+        if time.monotonic() - written > SUMMARY_EVERY:
+            written = time.monotonic()
+            write_summary("still searching, or killed")
+        if progress is not None:
+            progress(snapshot)
+
+    engine = make_engine(experiment.engine, workers=experiment.workers)
+    cancel = True  # whatever ends this early does not wait for what is running
+    try:
+        loop = Loop(experiment, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,
+                    evaluate=evaluate, records=records, on_record=mark, progress=watch)
+        stopped = loop.run()
+        summary = write_summary(stopped)
+        cancel = stopped == "interrupted"
+        if not cancel:
+            baselines.run_timm(experiment.baselines, settings=bound.settings, engine=engine, path=out / "baselines.jsonl")
+    except BaseException:
+        cancel = True
+        raise
+    finally:
+        engine.shutdown(cancel=cancel)
+    return summary

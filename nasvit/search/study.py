@@ -1,0 +1,141 @@
+"""The Optuna side of a search: ask for an architecture not seen yet, tell results once, rebuild from records.
+
+The study lives in memory; the records are the truth. A rejected trial is told as complete with a constraint above 0, because
+every sampler ignores failed trials, while TPE, NSGA and GP learn from infeasible ones. What it does not have (its accuracy)
+is told pessimistically. A failed trial is told as failed.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import FixedTrial, TrialState, create_trial
+
+from nasvit.arch import Arch
+from nasvit.errors import ArchError, RunError
+from nasvit.results.objectives import objective
+from nasvit.results.record import TrialRecord, latest
+from nasvit.search.objectives import excess, told
+from nasvit.search.samplers import make_sampler
+
+REPEATS = 50
+"""So many repeated proposals in a row, then architectures are drawn at random."""
+DRAWS = 2000
+"""So many random draws that are all known, and the space counts as exhausted."""
+
+
+class Space(Protocol):
+    """What a search needs of a search space."""
+
+    def suggest(self, trial: Any) -> Arch: ...
+    def sample(self, rng: random.Random) -> Arch: ...
+    def size(self) -> int: ...
+    def arch_parameters(self, arch: Arch) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A new architecture with what the sampler was asked for it; number is Optuna's."""
+
+    number: int
+    arch: Arch
+    params: dict[str, Any]
+
+
+class Proposer:
+    """Asks and tells. `seen` maps every proposed arch id to its record, or to None while it is being evaluated."""
+
+    def __init__(self, space: Space, *, sampler: str, seed: int, objectives: Sequence[str], limits: Mapping[str, float],
+                 records: Sequence[TrialRecord] = ()) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space = space
+        self.objectives = tuple(objectives)
+        self.limits = dict(limits)
+        self.seen: dict[str, TrialRecord | None] = {}
+        known = sorted(latest(records).values(), key=lambda r: r.trial)
+        # moved on by what was finished, so that a resumed search does not propose its beginning again
+        shift = seed + len(known)
+        self.rng = random.Random(shift)
+        self._open: dict[int, optuna.Trial] = {}
+        directions = [objective(name).direction for name in self.objectives]
+        self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32))
+        for record in known:
+            self._replay(record)
+
+    def propose(self) -> Proposal | None:
+        """The next architecture not seen yet, or None when the space is exhausted."""
+        for _ in range(REPEATS):
+            trial = self._ask()
+            try:
+                arch = self.space.suggest(trial)
+            except ArchError:  # a combination the space could not rule out
+                self.study.tell(trial, state=TrialState.FAIL)
+                continue
+            if arch.id not in self.seen:
+                return self._take(trial, arch)
+            self._tell(trial, self.seen[arch.id])
+            if len(self.seen) >= self.space.size():
+                return None
+        return self._draw()
+
+    def tell(self, proposal: Proposal, record: TrialRecord) -> None:
+        """Once for each proposal, when its trial has stopped rising."""
+        self.seen[proposal.arch.id] = record
+        self._tell(self._open.pop(proposal.number), record)
+
+    def _take(self, trial: optuna.Trial, arch: Arch) -> Proposal:
+        self.seen[arch.id] = None
+        self._open[trial.number] = trial
+        return Proposal(number=trial.number, arch=arch, params=dict(trial.params))
+
+    def _draw(self) -> Proposal | None:
+        for _ in range(DRAWS):
+            try:
+                arch = self.space.sample(self.rng)
+            except ArchError:
+                continue
+            if arch.id in self.seen:
+                continue
+            self.study.enqueue_trial(dict(self.space.arch_parameters(arch)))
+            trial = self._ask()
+            return self._take(trial, self.space.suggest(trial))
+        return None
+
+    def _ask(self) -> optuna.Trial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna's notes on experimental samplers, once for each proposal
+            return self.study.ask()
+
+    def _tell(self, trial: optuna.Trial, record: TrialRecord | None) -> None:
+        if record is None or record.status == "failed":
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        trial.set_constraint("limits", excess(record.objectives, self.limits))
+        self.study.tell(trial, self._values(record))
+
+    def _values(self, record: TrialRecord) -> list[float]:
+        return told(record, self.objectives, limits=self.limits, seen=[r for r in self.seen.values() if r is not None])
+
+    def _replay(self, record: TrialRecord) -> None:
+        """Enter a record into the study as the trial it was; asking the space again recovers its distributions."""
+        trial = FixedTrial(record.params)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna's note on a value out of range: told below, and better
+                same = self.space.suggest(trial).id == record.arch_id
+        except (ValueError, ArchError):
+            same = False
+        if not same:
+            raise RunError(f"trial {record.trial}: the space no longer gives architecture {record.arch_id} for its parameters; "
+                           "it has changed since the run began: start a new run with another --out")
+        self.seen[record.arch_id] = record
+        failed = record.status == "failed"
+        self.study.add_trial(create_trial(
+            state=TrialState.FAIL if failed else TrialState.COMPLETE, values=None if failed else self._values(record),
+            params=record.params, distributions=trial.distributions,
+            constraints=None if failed else {"limits": excess(record.objectives, self.limits)}))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nasvit.results.front import pareto
+from nasvit.results.record import read
+from nasvit.search.progress import Snapshot, counts
+from tests.unit.search.fakes import Inline, SmallSpace, fake_evaluate, make_loop
+
+
+def test_it_ends_at_exactly_the_budget_and_every_record_is_on_disk(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=17)
+    assert loop.run() == "budget"
+    assert counts(loop.records).evaluated == 17
+    assert read(tmp_path / "records.jsonl") == loop.records
+
+
+def test_no_architecture_is_evaluated_twice_at_one_rung(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=60, sampler="tpe")
+    loop.run()
+    assert max(Counter((r.arch_id, r.rung) for r in loop.records).values()) == 1
+
+
+def test_the_front_ends_at_the_top_rung(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=20)
+    loop.run()
+    front = pareto(loop.records, ["accuracy", "latency_ms"])
+    assert front and {r.rung for r in front} == {3}
+    assert len([r for r in loop.records if r.rung == 3]) < 20  # not everything was trained in full
+
+
+def test_each_trial_is_told_once_with_the_values_of_its_highest_rung(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=20)
+    told = []
+    tell = loop.proposer.tell
+    loop.proposer.tell = lambda proposal, record: (told.append((record, list(loop.records))), tell(proposal, record))[1]
+    loop.run()
+    assert Counter(record.trial for record, _ in told) == Counter(range(20))
+    assert any(record.rung > 1 for record, _ in told)
+    for record, known in told:
+        assert record.rung == max(r.rung for r in known if r.trial == record.trial)
+
+
+def test_a_space_smaller_than_the_budget_is_searched_whole(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=50, space=SmallSpace(widths=3, depths=2, mlps=1))
+    assert loop.run() == "space exhausted"
+    assert counts(loop.records).evaluated == 6
+
+
+def test_rejected_trials_do_not_count_to_the_budget(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=10, limits={"latency_ms": 1.0})
+    loop.run()
+    done = counts(loop.records)
+    assert done.evaluated == 10 and done.rejected > 0
+    assert all(r.objectives["latency_ms"] <= 1.0 for r in loop.records if r.status == "complete")
+
+
+def test_limits_that_leave_nothing_end_the_search_with_that_reason(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=2, limits={"latency_ms": 0.001})
+    assert "the limits leave nothing" in loop.run()
+    assert 40 < counts(loop.records).rejected < 50
+
+
+def test_five_failures_at_the_beginning_end_the_search_with_their_reason(tmp_path: Path) -> None:
+    def fails(job):
+        return replace(fake_evaluate(job), status="failed", objectives={}, reason="out of memory")
+
+    loop = make_loop(tmp_path, evaluate=fails)
+    assert loop.run() == "the first 5 trials failed, the last because: out of memory"
+
+
+def test_single_failures_do_not_end_the_search(tmp_path: Path) -> None:
+    def fails_sometimes(job):
+        good = fake_evaluate(job)
+        return replace(good, status="failed", objectives={}, reason="nan") if job.trial % 3 == 1 and job.rung == 1 else good
+
+    loop = make_loop(tmp_path, budget=10, evaluate=fails_sometimes)
+    assert loop.run() == "budget"
+    assert counts(loop.records).evaluated == 10 and counts(loop.records).failed >= 3
+
+
+def test_a_dead_worker_is_tried_again_and_then_written_down(tmp_path: Path) -> None:
+    tries = Counter()
+
+    def dies(job):
+        tries[job.trial] += 1
+        if job.trial == 2 or (job.trial == 4 and tries[4] == 1):
+            raise OSError("worker died")
+        return fake_evaluate(job)
+
+    loop = make_loop(tmp_path, budget=8, evaluate=dies)
+    loop.run()
+    assert tries[2] == 2 and counts(loop.records).evaluated == 8
+    failed = [r for r in loop.records if r.status == "failed"]
+    assert [r.trial for r in failed] == [2] and "worker died" in failed[0].reason
+
+
+def test_a_failed_promotion_leaves_its_trial_at_the_rung_below_and_is_not_tried_again(tmp_path: Path) -> None:
+    def no_second_rung(job):
+        good = fake_evaluate(job)
+        return good if job.rung == 1 else replace(good, status="failed", objectives={}, reason="nan")
+
+    loop = make_loop(tmp_path, budget=6, evaluate=no_second_rung)
+    assert loop.run() == "budget"
+    assert counts(loop.records).evaluated == 6 and counts(loop.records).failed == 0
+    front = pareto(loop.records, ["accuracy", "latency_ms"])
+    assert front and {r.rung for r in front} == {1}
+    failed = [r.trial for r in loop.records if r.status == "failed"]
+    assert len(failed) == len(set(failed)) and set(failed) >= {r.trial for r in front}
+
+
+def test_minutes_stop_the_search(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=30, minutes=0.5)
+    loop.started -= 31
+    assert loop.run() == "minutes" and not loop.records
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    class Interrupted(Inline):
+        def submit(self, fn, /, *args):
+            if args[0].trial == 4:
+                raise KeyboardInterrupt
+            return super().submit(fn, *args)
+
+    loop = make_loop(tmp_path, engine=Interrupted())
+    assert loop.run() == "interrupted"
+    assert len({r.trial for r in read(tmp_path / "records.jsonl")}) == 4
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_resumed_search_goes_on_to_exactly_the_budget_without_repeating(tmp_path: Path, sampler: str) -> None:
+    make_loop(tmp_path, budget=9, sampler=sampler).run()
+    before = read(tmp_path / "records.jsonl")
+    loop = make_loop(tmp_path, budget=20, sampler=sampler, records=before)
+    loop.run()
+    assert loop.records[: len(before)] == before
+    assert counts(loop.records).evaluated == 20
+    assert len({r.arch_id for r in loop.records}) == 20 == len({r.trial for r in loop.records})
+
+
+def test_snapshots_count_what_the_records_say(tmp_path: Path) -> None:
+    seen: list[Snapshot] = []
+    loop = make_loop(tmp_path, budget=12, progress=seen.append, limits={"latency_ms": 2.0})
+    loop.run()
+    last = seen[-1]
+    assert (last.evaluated, last.budget, last.stopped_because) == (12, 12, "budget")
+    assert last.rejected == counts(loop.records).rejected and last.hypervolume > 0 and sum(last.per_rung) >= 12
+    assert all(s.stopped_because is None for s in seen[:-1])
+    assert [name for name, _ in last.best] == sorted((name for name, _ in last.best), key=lambda n: float(n.split()[1]))

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from nasvit.errors import ConfigError
+from nasvit.search.objectives import check_limits, excess, passed, told
+from tests.unit.search.fakes import record
+
+
+def test_the_cheapest_passed_limit_is_named() -> None:
+    assert passed({"params_m": 3, "latency_ms": 9}, {"latency_ms": 8, "params_m": 2}) == "params_m 3 is over the limit 2"
+    assert passed({"params_m": 2}, {"latency_ms": 8, "params_m": 2}) is None
+
+
+def test_a_limit_on_something_unmeasured_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"accuracy.*accepted: latency_ms"):
+        check_limits({"accuracy": 0.5})
+
+
+def test_excess_is_above_zero_only_where_a_limit_is_passed() -> None:
+    assert excess({"latency_ms": 12, "params_m": 1}, {"latency_ms": 8, "params_m": 2}) == pytest.approx(0.5)
+    assert excess({"latency_ms": 8, "params_m": 1}, {"latency_ms": 8, "params_m": 2}) == 0
+    assert excess({"params_m": 1}, {}) == 0
+
+
+def test_what_a_rejected_trial_lacks_is_told_as_the_worst_known() -> None:
+    rejected = record(0, status="rejected", rung=0, objectives={"params_m": 4.0})
+    names = ("accuracy", "latency_ms", "params_m")
+    assert told(rejected, names, limits={"latency_ms": 8.0}, seen=[record(1, latency=9.5)]) == [0.0, 9.5, 4.0]
+    assert told(rejected, names, limits={"latency_ms": 8.0}, seen=[record(1, latency=3.0)]) == [0.0, 8.0, 4.0]

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from nasvit.search.rungs import at_rung, best, promotable, unfinished
+from tests.unit.search.fakes import record
+
+NAMES = ("accuracy", "latency_ms")
+
+
+def test_a_lower_rank_goes_before_a_larger_contribution() -> None:
+    results = [record(0, accuracy=0.9, latency=5.0), record(1, accuracy=0.5, latency=1.0), record(2, accuracy=0.8, latency=6.0)]
+    assert set(best(results, NAMES, count=2)) == {0, 1}
+    assert best(results, NAMES, count=3)[2] == 2
+
+
+def test_within_a_rank_the_larger_contribution_goes_first() -> None:
+    crowded = [record(0, accuracy=0.50, latency=1.00), record(1, accuracy=0.505, latency=1.01), record(2, accuracy=0.51, latency=1.02),
+               record(3, accuracy=0.9, latency=3.0), record(4, accuracy=0.2, latency=4.0)]
+    assert best(crowded, NAMES, count=1) == [3]
+    assert best(crowded, NAMES, count=5)[-1] == 4
+
+
+def test_nothing_is_promoted_before_eta_results() -> None:
+    results = [record(0, accuracy=0.9), record(1, accuracy=0.1)]
+    assert not promotable(0, results, NAMES, eta=3)
+    assert promotable(0, [*results, record(2, accuracy=0.2)], NAMES, eta=3)
+    assert not promotable(2, [*results, record(2, accuracy=0.2)], NAMES, eta=3)
+
+
+def test_only_complete_results_of_the_rung_are_judged() -> None:
+    records = [record(0), record(1, status="failed"), record(2, rung=2), record(3, status="rejected", rung=0)]
+    assert [r.trial for r in at_rung(records, 1)] == [0]
+
+
+def test_the_front_below_the_top_rung_is_unfinished() -> None:
+    records = [record(0, accuracy=0.5, latency=1.0), record(1, accuracy=0.9, latency=2.0), record(1, rung=3, accuracy=0.95, latency=2.0),
+               record(2, accuracy=0.4, latency=3.0)]
+    assert [r.trial for r in unfinished(records, NAMES, top=3)] == [0]

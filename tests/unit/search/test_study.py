@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from nasvit.errors import RunError
+from nasvit.experiment import Experiment
+from nasvit.search.evaluate import Job
+from nasvit.search.study import Proposer
+from tests.unit.search.fakes import SmallSpace, fake_evaluate, make_loop, settings
+
+NAMES = ("accuracy", "latency_ms")
+
+
+def proposer(space: Any = None, **values: Any) -> Proposer:
+    return Proposer(space or SmallSpace(), **{"sampler": "random", "seed": 0, "objectives": NAMES, "limits": {}, **values})
+
+
+def evaluated(proposal: Any, *, limits: Any = None) -> Any:
+    experiment = Experiment(space="small", limits=limits or {})
+    return fake_evaluate(Job(settings=settings(Path(), experiment), trial=0, arch=proposal.arch, params=proposal.params))
+
+
+def test_proposals_are_never_repeated_and_end_when_the_space_does() -> None:
+    asked = proposer(SmallSpace(widths=2, depths=3, mlps=2))
+    ids = []
+    while (proposal := asked.propose()) is not None:
+        ids.append(proposal.arch.id)
+    assert len(ids) == len(set(ids)) == 12
+
+
+def test_a_repeated_architecture_is_told_with_the_values_known() -> None:
+    asked = proposer(SmallSpace(widths=2, depths=1, mlps=1))
+    first = asked.propose()
+    known = evaluated(first)
+    asked.tell(first, known)
+    asked.propose()
+    repeats = [t for t in asked.study.trials if t.state == TrialState.COMPLETE]
+    assert all(t.values == [known.objectives[n] for n in NAMES] for t in repeats)
+
+
+def test_a_rejected_trial_is_told_as_infeasible_and_a_failed_one_as_failed() -> None:
+    limits = {"latency_ms": 0.01}
+    asked = proposer(limits=limits)
+    first, second = asked.propose(), asked.propose()
+    asked.tell(first, evaluated(first, limits=limits))
+    asked.tell(second, replace(evaluated(second), status="failed", objectives={}))
+    rejected, failed = asked.study.trials
+    assert rejected.state == TrialState.COMPLETE and rejected.constraints["limits"] > 0 and rejected.values[0] == 0
+    assert failed.state == TrialState.FAIL and asked.study.best_trials == []
+
+
+def test_the_study_rebuilt_from_records_equals_the_one_that_wrote_them(tmp_path: Any) -> None:
+    loop = make_loop(tmp_path, budget=10, limits={"latency_ms": 2.0})
+    loop.run()
+    again = proposer(limits={"latency_ms": 2.0}, records=loop.records)
+
+    def facts(study: Any) -> set[str]:
+        return {str((sorted(t.params.items()), t.state.name, t.constraints)) for t in study.trials}
+
+    assert facts(again.study) == facts(loop.proposer.study)
+    assert all(t.distributions == u.distributions for t in again.study.trials for u in loop.proposer.study.trials)
+    assert set(again.seen) == {r.arch_id for r in loop.records}
+
+
+def test_records_of_another_space_are_refused(tmp_path: Any) -> None:
+    loop = make_loop(tmp_path, budget=4)
+    loop.run()
+    with pytest.raises(RunError, match=r"the space no longer gives architecture"):
+        proposer(SmallSpace(widths=1, depths=1, mlps=1), records=loop.records)

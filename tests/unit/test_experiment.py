@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nasvit.errors import ConfigError
+from nasvit.experiment import Experiment, parse_limit
+
+
+@pytest.mark.parametrize(("text", "name", "value"), [
+    ("8ms", "latency_ms", 8.0), ("0.5s", "latency_ms", 500.0), ("800us", "latency_ms", 0.8), (8, "latency_ms", 8.0),
+    ("300M", "macs_g", 0.3), ("0.3G", "macs_g", 0.3), ("5M", "params_m", 5.0),
+    ("200k", "params_m", 0.2), (" 1 GB ", "peak_memory_mb", 1000.0)])
+def test_a_limit_is_read_in_its_unit(text: str, name: str, value: float) -> None:
+    assert parse_limit(text, name=name) == (name, pytest.approx(value))
+
+
+@pytest.mark.parametrize(("text", "name"), [("8", "accuracy"), ("8M", "latency_ms"), ("-8ms", "latency_ms"), ("0", "latency_ms"),
+                                            ("fast", "latency_ms"), (True, "latency_ms"), ("inf", "latency_ms"), ("1e999", "latency_ms")])
+def test_a_limit_that_cannot_be_read_is_refused(text: str, name: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_limit(text, name=name)
+
+
+def test_yaml_round_trips(tmp_path: Path) -> None:
+    experiment = Experiment(space="hybrid_tiny", limits={"latency_ms": "8ms"}, image_size=32, recipe={"lr": 0.001}, minutes=3.5)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(experiment.to_yaml())
+    assert Experiment.load(path) == experiment
+
+
+def test_the_command_line_wins_and_limits_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text("space: a\nbudget: 5\nlimits: {latency_ms: 8ms, params_m: 1M}\n")
+    experiment = Experiment.load(path, overrides={"budget": 7, "seed": None, "limits": {"latency_ms": "4ms"}})
+    assert (experiment.budget, experiment.seed, experiment.limits) == (7, 0, {"latency_ms": 4.0, "params_m": 1.0})
+
+
+def test_a_space_beside_the_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    (tmp_path / "e.yaml").write_text("space: mine.yaml\n")
+    assert Experiment.load(tmp_path / "e.yaml").space == str(tmp_path / "mine.yaml")
+
+
+def test_every_fault_is_told_with_its_line_and_what_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text("space: a\nbudgte: 5\nrungs: [60, 60]\nobjectives: [accuracy, speed]\n")
+    with pytest.raises(ConfigError) as caught:
+        Experiment.load(path)
+    text = str(caught.value)
+    assert "line 2" in text and "did you mean 'budget'" in text
+    assert "line 3" in text and "grow from rung to rung" in text
+    assert "line 4" in text and "latency_ms" in text
+
+
+def test_a_fault_of_the_command_line_does_not_blame_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text("space: a\nbudget: 5\n")
+    with pytest.raises(ConfigError, match="command line: budget"):
+        Experiment.load(path, overrides={"budget": 0})
+
+
+@pytest.mark.parametrize("values", [{"objectives": ["latency_ms", "params_m"]}, {"objectives": ["accuracy"]}, {"limits": {"accuracy": 1}},
+                                    {"baselines": ["resnet"]}, {"eta": 1}, {"seed": -1}, {"minutes": 0}, {"recipe": {"lr": [1]}}])
+def test_impossible_values_are_refused(values: dict) -> None:
+    with pytest.raises(ConfigError):
+        Experiment.load(overrides={"space": "a", **values})
+
+
+def test_a_missing_space_says_what_to_give() -> None:
+    with pytest.raises(ConfigError, match="space is missing"):
+        Experiment.load()
