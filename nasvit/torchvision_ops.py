@@ -21,7 +21,7 @@ def ensure() -> None:
     """Import torchvision, declaring the missing operator schemas only where the plain import fails."""
     global _library
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::" not in str(error) or _library is not None:
             raise

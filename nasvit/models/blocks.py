@@ -173,7 +173,8 @@ class StageModule(nn.Module):
                 score = row if row is not None else score
         return x, class_token
 
-    def _segment(self, x: Tensor, class_token: Tensor, score: Tensor | None, start: int, stop: int, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _segment(self, x: Tensor, class_token: Tensor, score: Tensor | None, start: int, stop: int,
+                 keep: int) -> tuple[Tensor, Tensor, Tensor]:
         shape, flat = x.shape, x.flatten(1, 2)
         if score is None:
             class_token, score = self.class_attention[str(start)](class_token, flat)

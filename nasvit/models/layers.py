@@ -5,6 +5,8 @@ Legend: B images, H x W the grid, n tokens, C channels. Tokens stay channels-las
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from nasvit.models.mixers.base import to_channels_first, to_channels_last
@@ -44,7 +46,7 @@ class ConvStem(nn.Module):
         widths = [in_channels, *(max(1, dim >> (steps - 1 - i)) for i in range(steps))]
         self.layers = nn.Sequential(*(
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths[:-1], widths[1:], strict=True)))
+            for a, b in pairwise(widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         return to_channels_last(self.layers(x)).contiguous()

@@ -65,8 +65,8 @@ class Network(nn.Module):
     def _run(self, x: Tensor, upto: int | None = None) -> tuple[list[Tensor], Tensor | None]:
         """The outputs of the stages up to `upto`, (B, H, W, C) each, and the class token where its life ended."""
         if x.shape[1:] != (self.arch.in_channels, *self.arch.image_size):
-            raise ConfigError(f"this network takes images of shape {(self.arch.in_channels, *self.arch.image_size)}, not {tuple(x.shape[1:])}; "
-                              "build the Arch for that size")
+            raise ConfigError(f"this network takes images of shape {(self.arch.in_channels, *self.arch.image_size)}, "
+                              f"not {tuple(x.shape[1:])}; build the Arch for that size")
         x = self.stem(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed
@@ -122,7 +122,8 @@ class Network(nn.Module):
 
     def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.arch.stages)
-        wanted = list(range(count)) if indices is None else list(range(count - indices, count)) if isinstance(indices, int) else list(indices)
+        last = count if indices is None else indices
+        wanted = list(range(count - last, count)) if isinstance(last, int) else list(last)
         chosen = [i + count if i < 0 else i for i in wanted]
         if not chosen or any(not 0 <= i < count for i in chosen):
             raise ConfigError(f"stage indices {wanted} are not among 0 to {count - 1} (negative ones count from the end)")

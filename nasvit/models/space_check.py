@@ -8,7 +8,7 @@ from nasvit.errors import ConfigError
 from nasvit.models.mixers import MIXERS, parameters_of
 from nasvit.registry import unknown
 from nasvit.space import SearchSpace
-from nasvit.space_rules import ARCH_NAME
+from nasvit.space.rules import ARCH_NAME
 
 
 def check_space(space: SearchSpace) -> None:

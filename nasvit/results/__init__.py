@@ -1,0 +1,1 @@
+"""Results of a run: records, objectives, fronts. Free of torch."""

@@ -55,5 +55,6 @@ def test_the_front_takes_each_trial_at_its_highest_rung_and_only_complete_ones()
         return TrialRecord(trial=trial, rung=rung, status=status, arch=None, arch_id=str(trial),  # type: ignore[arg-type]
                            objectives={"accuracy": accuracy, "latency_ms": latency})
 
-    records = [record(0, 1, 0.5, 1.0), record(1, 1, 0.9, 3.0), record(0, 2, 0.8, 1.0), record(2, 1, 0.7, 2.0), record(3, 1, 0.99, 0.1, "failed")]
+    records = [record(0, 1, 0.5, 1.0), record(1, 1, 0.9, 3.0), record(0, 2, 0.8, 1.0), record(2, 1, 0.7, 2.0),
+               record(3, 1, 0.99, 0.1, "failed")]
     assert [(r.trial, r.rung) for r in pareto(records, ["accuracy", "latency_ms"])] == [(0, 2), (1, 1)]

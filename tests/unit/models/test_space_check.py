@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from nasvit.commands.space_probe import probe
 from nasvit.errors import ConfigError
 from nasvit.models.space_check import check_space
 from nasvit.space import SearchSpace, shipped
-from nasvit.space_probe import probe
 
 TEXT = """\
 name: small

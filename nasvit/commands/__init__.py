@@ -1,0 +1,1 @@
+"""What the commands of `nasvit.cli` do and show, one file each."""

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from nasvit.commands.display import Display, duration, line, picture, plot
+from nasvit.search.progress import Snapshot
+
+
+def snap(**changes: object) -> Snapshot:
+    given: dict[str, object] = {"budget": 60, "evaluated": 12, "rejected": 3, "failed": 1, "running": 2, "per_rung": (12, 4, 1),
+                                "best": (("<= 1 ms", 0.8), ("<= 2 ms", 0.9)), "hypervolume": 0.5, "front": ((0.7, 0.8), (1.9, 0.9)),
+                                "elapsed_s": 61.0, "eta_s": 250.0}
+    return Snapshot(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_the_line_has_every_figure() -> None:
+    text = line(snap())
+    for part in ("12/60 evaluated", "3 rejected", "1 failed", "rungs 12/4/1", "front 2", "best 90.00%", "hypervolume 0.5", "1m01s",
+                 "left 4m10s"):
+        assert part in text
+    assert "stopped: budget" in line(snap(stopped_because="budget"))
+    assert "best -" in line(snap(front=(), best=(), eta_s=None))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "?"), (float("inf"), "?"), (0.4, "0s"), (59.6, "1m00s"), (3725, "1h02m"), (-3, "0s")])
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("front", [(), ((1.0, 0.5),), ((1.0, 0.5), (1.0, 0.5)), ((0.1, 0.2), (100.0, 0.99)), ((0.0, 0.0),)])
+def test_the_plot_keeps_its_size_whatever_the_front(front: tuple[tuple[float, float], ...]) -> None:
+    lines = plot(front, width=30, height=5)
+    assert len(lines) == (7 if front else 1)
+    assert sum(text.count("●") for text in lines) == len(set(front))
+
+
+def test_faster_is_left_and_better_is_up() -> None:
+    rows = [text.split("│")[1] for text in plot(((1.0, 0.5), (8.0, 0.9)), width=30, height=5)[:5]]
+    assert rows[0].index("●") == 29 and rows[4].index("●") == 0
+
+
+def test_without_a_terminal_there_are_plain_lines_and_the_last_one_is_never_dropped() -> None:
+    file = io.StringIO()
+    with Display(title="a search", console=Console(file=file, width=40)) as display:
+        for evaluated in range(50):
+            display(snap(evaluated=evaluated))
+        display(snap(stopped_because="budget"))
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 3 and lines[0] == "a search" and lines[-1].endswith("stopped: budget") and "\x1b" not in file.getvalue()
+
+
+def test_on_a_terminal_there_is_the_live_picture() -> None:
+    file = io.StringIO()
+    with Display(title="a search", console=Console(file=file, width=110, force_terminal=True)) as display:
+        display(snap())
+    assert "●" in file.getvalue() and "12/60" in file.getvalue()
+    text = io.StringIO()
+    Console(file=text, width=110).print(picture(snap(), title="t"))
+    assert "best accuracy" in text.getvalue() and "90.00%" in text.getvalue()
