@@ -36,6 +36,7 @@ class SpaceFile:
     sizes: tuple[int, ...]
     default_size: Grid
     stem: Stem
+    num_stages: Values
     stages: tuple[StageRules, ...]
 
     def fail(self, key: KeyPath, text: str) -> NoReturn:
@@ -102,7 +103,7 @@ def _check_mixer(file: SpaceFile, where: str, params: Params, dim: int, grid: Gr
 def parse_space(data: object, lines: Mapping[KeyPath, int], *, path: str, text: str) -> SpaceFile:
     """The SpaceFile of what `read_yaml` gave; raises ConfigError naming file, line and what is accepted."""
     read = _Reader(path, lines)
-    top = read.mapping(data, (), required=("name", "image_size", "stem", "stages"), optional=("description", "mixers"))
+    top = read.mapping(data, (), required=("name", "image_size", "stem", "stages"), optional=("description", "mixers", "num_stages"))
     for key in ("name", "description"):
         if not isinstance(top.get(key, ""), str):
             read.fail((key,), f"must be text, not {top[key]!r}")
@@ -112,16 +113,18 @@ def parse_space(data: object, lines: Mapping[KeyPath, int], *, path: str, text: 
         made_stem = Stem(**stem)
     except (ArchError, TypeError) as error:
         read.fail(("stem",), str(error))
-    shared = {name: read.params(raw, ("mixers", name)) for name, raw in read.mapping(top.get("mixers", {}), ("mixers",)).items()}
-    if not isinstance(top["stages"], list) or not 1 <= len(top["stages"]) <= MAX_STAGES:
+    count = len(top["stages"]) if isinstance(top["stages"], list) else 0
+    if not 1 <= count <= MAX_STAGES:
         read.fail(("stages",), f"must be a list of 1 to {MAX_STAGES} stages")
+    num_stages = read.numbers(top.get("num_stages", count), ("num_stages",), low=1, high=count, whole=True)
+    shared = {name: read.params(raw, ("mixers", name)) for name, raw in read.mapping(top.get("mixers", {}), ("mixers",)).items()}
     stages = tuple(read.stage(raw, ("stages", s), shared) for s, raw in enumerate(top["stages"]))
     used = sorted({name for stage in stages for name in stage.mixer_names()})
     for name in shared:
         if name not in used:
             read.fail(("mixers", name), unknown("mixer", name, used) + "; no stage chooses it")
     return SpaceFile(path=path, text=text, lines=lines, name=top["name"], description=top.get("description", ""), sizes=sizes,
-                     default_size=default, stem=made_stem, stages=stages)
+                     default_size=default, stem=made_stem, num_stages=num_stages, stages=stages)
 
 
 def _located(path: str, lines: Mapping[KeyPath, int], key: KeyPath, text: str) -> str:

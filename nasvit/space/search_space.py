@@ -2,7 +2,8 @@
 
 Parameter names are paths and part of the on-disk format; stages, blocks and segments count from 0, as in an ArchError:
 `s1.embed_dim`, `s1.depth`, `s1.mixers`, `s1.slide.kernel_size` (shared by the stage), `s1.b2.mixers`,
-`s1.b2.slide.kernel_size` (per block), `s0.g2.keep_ratio` (per segment). Only what is a choice on the branch is asked.
+`s1.b2.slide.kernel_size` (per block), `s0.g2.keep_ratio` (per segment), and `num_stages`. Only what is a choice on the
+branch is asked.
 """
 
 from __future__ import annotations
@@ -148,8 +149,9 @@ class SearchSpace:
             asked[parameter.path] = value
             return value
 
-        if len(arch.stages) != len(self.file.stages):
-            raise ConfigError(f"arch {arch.id} is not in space {self.name}: {len(arch.stages)} stages, not {len(self.file.stages)}")
+        if len(arch.stages) not in self.file.num_stages.values:
+            raise ConfigError(f"arch {arch.id} is not in space {self.name}: {len(arch.stages)} stages; "
+                              f"accepted: {_listed(self.file.num_stages.values)}")
         if self._build(ask) != arch:
             raise ConfigError(f"arch {arch.id} is not in space {self.name}: the nearest point of the space differs")
         return asked
@@ -180,30 +182,40 @@ class SearchSpace:
 
     def size(self) -> int:
         """The exact number of different Archs."""
-        return math.prod(stage_size(rules, grid=grid) for rules, grid in zip(self.file.stages, self.grids, strict=True))
+        sizes = [stage_size(rules, grid=grid) for rules, grid in zip(self.file.stages, self.grids, strict=True)]
+        return sum(math.prod(sizes[: int(count)]) for count in self.file.num_stages.values)
 
     def encoding_names(self) -> list[str]:
         """What each number of `encode` is; a choice with one value has no place."""
-        return [name for s in range(len(self.file.stages)) for name, _ in self._columns(s, None)]
+        first = ["num_stages"] if len(self.file.num_stages.values) > 1 else []
+        return first + [name for s in range(len(self.file.stages)) for name, _ in self._columns(s, None)]
 
     def encode(self, arch: Arch) -> list[float]:
         """Numbers from 0 to 1, always as many: per stage width, depth, mean ratios, shares of the mixers, mean mixer parameters.
 
-        Ordered values count by rank. A mixer parameter is the mean over the blocks that have it, 0 where none has.
+        Ordered values count by rank. A mixer parameter is the mean over the blocks that have it, 0 where none has; a stage that
+        is not there is 0 throughout.
         Raises ConfigError for an Arch outside the space.
         """
         choices = self.arch_parameters(arch)
-        return [value for s in range(len(self.file.stages)) for _, value in self._columns(s, (arch, choices))]
+        counts = self.file.num_stages.values
+        first = [counts.index(len(arch.stages)) / (len(counts) - 1)] if len(counts) > 1 else []
+        return first + [value for s in range(len(self.file.stages))
+                        for _, value in self._columns(s, (arch, choices) if s < len(arch.stages) else None)]
 
     # ---- how it is done ----
 
     def _build(self, ask: Ask) -> Arch:
-        stages = tuple(build_stage(rules, stage=s, grid=self.grids[s], ask=ask) for s, rules in enumerate(self.file.stages))
+        counts = self.file.num_stages.values
+        count = counts[0] if len(counts) == 1 else ask(Parameter(path="num_stages", values=counts, ordered=True))
+        stages = tuple(build_stage(rules, stage=s, grid=self.grids[s], ask=ask) for s, rules in enumerate(self.file.stages[: int(count)]))
         return Arch(image_size=self.image_size, in_channels=self.in_channels, num_classes=self.num_classes, stem=self.file.stem,
                     stages=stages)
 
     def _answer(self, arch: Arch, parameter: Parameter) -> Scalar | None:
         """The value of one choice in an Arch, read from the first block that the choice is about."""
+        if parameter.path == "num_stages":
+            return len(arch.stages)
         head, *rest = parameter.path.split(".")
         s = int(head[1:])
         rules, stage, b = self.file.stages[s], arch.stages[s], 0

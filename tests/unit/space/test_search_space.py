@@ -66,6 +66,26 @@ def test_size_equals_the_number_of_distinct_archs_walked(per_block: str) -> None
     assert len(ids) == len(set(ids)) == space.size()
 
 
+def test_the_number_of_stages_can_be_a_choice() -> None:
+    text = edited(("stages:", "num_stages: {range: [1, 2]}\nstages:"), ("mixers: {choice: [catm, window, fsla, [window, fsla]]}", "mixers: catm"),
+                  ("depth: 3", "depth: 1"), ("segments: 2", "segments: 1"))
+    text = text[: text.index("  window:")] + text[text.index("  global:"):]
+    space = SearchSpace.from_yaml(text)
+    archs = list(space.enumerate())
+    assert len({arch.id for arch in archs}) == space.size() and {len(arch.stages) for arch in archs} == {1, 2}
+    for arch in archs[:: 17]:
+        assert space.from_parameters(space.arch_parameters(arch)) == arch
+        code = space.encode(arch)
+        assert len(code) == len(space.encoding_names()) and code[0] == len(arch.stages) - 1
+        assert len(arch.stages) == 2 or not any(v for n, v in zip(space.encoding_names(), code, strict=True) if n.startswith("s1."))
+
+
+@pytest.mark.parametrize("value", ["0", "3", "{range: [1, 3]}", "[1, 2]", "two"])
+def test_there_are_no_more_stages_than_are_described(value: str) -> None:
+    with pytest.raises(ConfigError, match=r":4: num_stages"):
+        SearchSpace.from_yaml(edited(("stages:", f"num_stages: {value}\nstages:")))
+
+
 def test_segments_and_per_block_parameters_count_exactly() -> None:
     text = edited(("mixers: {choice: [catm, window, fsla, [window, fsla]]}", "mixers: catm"), ("depth: {range: [1, 2]}", "depth: 1"))
     text = text[: text.index("  window:")] + text[text.index("  global:"):]
