@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from nasvit.models.mixers.base import to_channels_first, to_channels_last
+from nasvit.models.mixers.base import Mixer, to_channels_first, to_channels_last
 from nasvit.torchvision_ops import ensure
 
 ensure()
@@ -76,9 +76,13 @@ class ConvDownsample(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Linear layers: truncated normal of std 0.02 and zero bias, as all four papers do; convolutions keep PyTorch's default."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    """Linear layers: truncated normal of std 0.02 and zero bias, as all four papers do; convolutions keep PyTorch's default, and so
+    do the mixers that say so."""
+    if isinstance(module, Mixer) and module.default_initialisation:
+        return
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for child in module.children():
+        initialise(child)

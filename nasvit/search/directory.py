@@ -121,5 +121,5 @@ def summary(records: Sequence[TrialRecord], experiment: Experiment, *, stopped_b
             "stopped_because": stopped_because, "wall_seconds": wall_seconds, "train_seconds": total["train"],
             "measure_seconds": total["measure"], "wait_seconds": total["wait"], "overhead_share": max(0.0, share),
             "workers": experiment.workers, "sampler": experiment.sampler, "engine": experiment.engine,
-            "rungs": list(experiment.rungs), "objectives": list(experiment.objectives), "limits": dict(experiment.limits),
+            "rungs": list(experiment.rungs or ()), "objectives": list(experiment.objectives), "limits": dict(experiment.limits),
             "sessions": sessions}

@@ -27,7 +27,7 @@ from nasvit.errors import NasvitError, RunError
 from nasvit.models.build import build
 from nasvit.proxies import Score, short_train
 from nasvit.results.record import TrialRecord
-from nasvit.search.objectives import passed
+from nasvit.search.objectives import judged, passed
 from nasvit.training import Recipe
 
 
@@ -125,7 +125,7 @@ def gate(module: nn.Module, *, shape: tuple[int, ...], settings: Settings, recor
             if settings.memory:
                 values["peak_memory_mb"] = float(target.peak_memory_mb(module, input_shape=shape))
             seconds = {"wait": wait + begun - asked, "measure": time.perf_counter() - begun}
-        reason = passed(values, settings.limits)
+        reason = passed(judged(values, latency), settings.limits)
     known = replace(record, objectives=values, latency=latency, seconds=seconds, fingerprint=target.fingerprint)
     return replace(known, status="complete") if reason is None else replace(known, status="rejected", rung=0, reason=reason)
 

@@ -59,6 +59,8 @@ class Loop:
                                  limits=experiment.limits, records=self.records)
         self.flights: dict[Future[TrialRecord], Flight] = {}
         self.queue: deque[Flight] = deque()  # promotions: they go before new trials
+        # one job more than there are workers, so that none waits while the sampler thinks; alone, a worker is the driver itself
+        self.ahead = 1 if engine.workers > 1 else 0
         self.next_trial = max((r.trial for r in self.records), default=-1) + 1
         self.started = time.monotonic()
         self.stopped: str | None = None  # no new trials
@@ -94,7 +96,7 @@ class Loop:
 
     def _fill(self, *, new_trials: bool) -> None:
         self._check_ends()
-        while len(self.flights) < self.engine.workers and not self.halted:
+        while len(self.flights) < self.engine.workers + self.ahead and not self.halted:
             if self.queue:
                 self._fly(self.queue.popleft())
                 continue

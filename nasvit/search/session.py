@@ -12,7 +12,7 @@ from nasvit.data import DataSet, describe, load
 from nasvit.devices import open_device
 from nasvit.engines import make_engine
 from nasvit.errors import RunError
-from nasvit.experiment import Experiment
+from nasvit.experiment import Experiment, default_rungs
 from nasvit.models.space_check import check_space
 from nasvit.results.record import TrialRecord, read
 from nasvit.search import baselines, directory
@@ -30,11 +30,15 @@ SUMMARY_EVERY = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """An experiment with its space bound to its data and its device calibrated. drifted: what differs from earlier sessions."""
+    """An experiment with its space bound to its data and its device calibrated; nothing in it is left to choose.
+
+    drifted: what differs from earlier sessions.
+    """
 
     space: SearchSpace
     settings: Settings
     env: dict[str, Any]
+    experiment: Experiment
     drifted: tuple[str, ...] = ()
 
 
@@ -50,7 +54,7 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
     with directory.claimed(out):
         directory.check_new_or_resumed(out, resume=resume)
         bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift)
-        records = read(out / directory.RECORDS, mend=True)
+        experiment, records = bound.experiment, read(out / directory.RECORDS, mend=True)
         directory.write(out / "experiment.yaml", experiment.to_yaml())
         directory.write(out / "space.yaml", bound.space.to_yaml())
         directory.write_json(out / "env.json", bound.env)
@@ -79,6 +83,9 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool) 
     space = SearchSpace.load(experiment.space, image_size=natural, in_channels=info.in_channels, num_classes=info.num_classes)
     check_space(space)
     data = load(experiment.data, seed=experiment.seed, image_size=natural)
+    if experiment.rungs is None:
+        batch_size = Recipe.of(experiment.recipe).batch_size
+        experiment = experiment.model_copy(update={"rungs": default_rungs(len(data.train), batch_size=batch_size)})
     before = directory.read_json(out / "env.json") if resume else {}
     device = open_device(experiment.device, threads=1)
     if before and before["fingerprint"] == device.fingerprint:
@@ -99,10 +106,10 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool) 
     if drifted:
         env["drift"] = drifted
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
-                        image_size=natural, seed=experiment.seed, rungs=experiment.rungs, recipe=dict(experiment.recipe),
+                        image_size=natural, seed=experiment.seed, rungs=experiment.rungs or (), recipe=dict(experiment.recipe),
                         limits=dict(experiment.limits), versions=directory.versions(),
                         memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
-    return Bound(space=space, settings=settings, env=env, drifted=tuple(drifted))
+    return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted))
 
 
 def _about(data: DataSet, *, kind: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import optuna
@@ -20,11 +21,11 @@ from nasvit.arch import Arch
 from nasvit.errors import ArchError, RunError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
-from nasvit.search.objectives import excess, told
+from nasvit.search.objectives import excess, judged, told
 from nasvit.search.samplers import make_sampler
 
-REPEATS = 50
-"""So many repeated proposals in a row, then architectures are drawn at random."""
+NEIGHBOURS = 30
+"""So many neighbours of a repeated proposal are tried, one, two, then three choices away, before one is drawn at random."""
 DRAWS = 2000
 """So many random draws that are all known, and the space counts as exhausted."""
 
@@ -34,6 +35,7 @@ class Space(Protocol):
 
     def suggest(self, trial: Any) -> Arch: ...
     def sample(self, rng: random.Random) -> Arch: ...
+    def from_parameters(self, params: Mapping[str, Any], *, rng: random.Random | None = None) -> Arch: ...
     def size(self) -> int: ...
     def arch_parameters(self, arch: Arch) -> Mapping[str, Any]: ...
 
@@ -68,20 +70,21 @@ class Proposer:
             self._replay(record)
 
     def propose(self) -> Proposal | None:
-        """The next architecture not seen yet, or None when the space is exhausted."""
-        for _ in range(REPEATS):
-            trial = self._ask()
-            try:
-                arch = self.space.suggest(trial)
-            except ArchError:  # a combination the space could not rule out
-                self.study.tell(trial, state=TrialState.FAIL)
-                continue
-            if arch.id not in self.seen:
-                return self._take(trial, arch)
-            self._tell(trial, self.seen[arch.id])
-            if len(self.seen) >= self.space.size():
-                return None
-        return self._draw()
+        """The next architecture not seen yet, or None when the space is exhausted.
+
+        A repeated proposal gives way to a new neighbour: the sampler's choices with one to three of them drawn again. The repeat
+        itself is told as failed; told with its values it would pull the sampler to where it already is.
+        """
+        trial = self._ask()
+        try:
+            arch = self.space.suggest(trial)
+        except ArchError:  # a combination the space could not rule out
+            self.study.tell(trial, state=TrialState.FAIL)
+            return self._draw()
+        if arch.id not in self.seen:
+            return self._take(trial, arch)
+        self.study.tell(trial, state=TrialState.FAIL)
+        return self._neighbour(trial.params) or self._draw()
 
     def tell(self, proposal: Proposal, record: TrialRecord) -> None:
         """Once for each proposal, when its trial has stopped rising."""
@@ -93,18 +96,36 @@ class Proposer:
         self._open[trial.number] = trial
         return Proposal(number=trial.number, arch=arch, params=dict(trial.params))
 
-    def _draw(self) -> Proposal | None:
-        for _ in range(DRAWS):
-            try:
-                arch = self.space.sample(self.rng)
-            except ArchError:
-                continue
-            if arch.id in self.seen:
-                continue
-            self.study.enqueue_trial(dict(self.space.arch_parameters(arch)))
-            trial = self._ask()
-            return self._take(trial, self.space.suggest(trial))
+    def _neighbour(self, params: Mapping[str, Any]) -> Proposal | None:
+        names = sorted(params)
+        for attempt in range(NEIGHBOURS if names else 0):
+            again = self.rng.sample(names, min(1 + 3 * attempt // NEIGHBOURS, len(names)))
+            kept = {name: value for name, value in params.items() if name not in again}
+            found = self._new(partial(self.space.from_parameters, kept, rng=self.rng))
+            if found is not None:
+                return found
         return None
+
+    def _draw(self) -> Proposal | None:
+        if len(self.seen) >= self.space.size():
+            return None
+        for _ in range(DRAWS):
+            found = self._new(partial(self.space.sample, self.rng))
+            if found is not None:
+                return found
+        return None
+
+    def _new(self, make: Callable[[], Arch]) -> Proposal | None:
+        """What `make` gives as a proposal of the study's, or None if it is known or cannot be built."""
+        try:
+            arch = make()
+        except ArchError:
+            return None
+        if arch.id in self.seen:
+            return None
+        self.study.enqueue_trial(dict(self.space.arch_parameters(arch)))
+        trial = self._ask()
+        return self._take(trial, self.space.suggest(trial))
 
     def _ask(self) -> optuna.Trial:
         with warnings.catch_warnings():
@@ -115,8 +136,11 @@ class Proposer:
         if record is None or record.status == "failed":
             self.study.tell(trial, state=TrialState.FAIL)
             return
-        trial.set_constraint("limits", excess(record.objectives, self.limits))
+        trial.set_constraint("limits", self._excess(record))
         self.study.tell(trial, self._values(record))
+
+    def _excess(self, record: TrialRecord) -> float:
+        return excess(judged(record.objectives, record.latency), self.limits)
 
     def _values(self, record: TrialRecord) -> list[float]:
         return told(record, self.objectives, limits=self.limits, seen=[r for r in self.seen.values() if r is not None])
@@ -138,4 +162,4 @@ class Proposer:
         self.study.add_trial(create_trial(
             state=TrialState.FAIL if failed else TrialState.COMPLETE, values=None if failed else self._values(record),
             params=record.params, distributions=trial.distributions,
-            constraints=None if failed else {"limits": excess(record.objectives, self.limits)}))
+            constraints=None if failed else {"limits": self._excess(record)}))

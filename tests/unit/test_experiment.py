@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nasvit.errors import ConfigError
-from nasvit.experiment import Experiment, parse_limit
+from nasvit.experiment import Experiment, default_rungs, parse_limit
 
 
 @pytest.mark.parametrize(("text", "name", "value"), [
@@ -71,3 +71,8 @@ def test_impossible_values_are_refused(values: dict) -> None:
 def test_a_missing_space_says_what_to_give() -> None:
     with pytest.raises(ConfigError, match="space is missing"):
         Experiment.load()
+
+
+@pytest.mark.parametrize(("images", "rungs"), [(1199, (40, 80, 160)), (9600, (150, 300, 600)), (50_000, (781, 1562, 3125))])
+def test_default_rungs_are_a_quarter_a_half_and_all_of_two_epochs(images: int, rungs: tuple[int, ...]) -> None:
+    assert default_rungs(images, batch_size=32) == rungs

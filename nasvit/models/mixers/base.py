@@ -27,6 +27,9 @@ class Mixer(nn.Module):
     norm: ClassVar[str] = "layer"
     """What normalises the input of its residual branch: "layer", "batch" or "none"."""
 
+    default_initialisation: ClassVar[bool] = False
+    """Whether its linear layers keep PyTorch's initialisation, as a paper that writes them as 1x1 convolutions has it."""
+
     token_sets: ClassVar[bool] = False
     """Whether it can run on any set of tokens: then it has `forward_tokens`."""
 

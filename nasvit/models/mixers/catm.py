@@ -56,6 +56,7 @@ class CATMMixer(Mixer):
     """
 
     norm: ClassVar[str] = "batch"
+    default_initialisation: ClassVar[bool] = True
 
     def __init__(self, dim: int, *, resolution: Grid, qkv_bias: bool = False) -> None:
         super().__init__()

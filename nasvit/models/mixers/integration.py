@@ -16,6 +16,7 @@ class IntegrationMixer(Mixer):
     """Pointwise, batch norm, depthwise 3x3, GELU, pointwise; all of width C, the pointwise ones as linear layers."""
 
     norm: ClassVar[str] = "none"
+    default_initialisation: ClassVar[bool] = True
 
     def __init__(self, dim: int, *, resolution: Grid) -> None:
         super().__init__()

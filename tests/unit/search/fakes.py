@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,11 @@ class SmallSpace:
 
     def sample(self, rng: random.Random) -> Arch:
         return arch(width=8 * rng.randint(1, self.widths), depth=rng.randint(1, self.depths), mlp=16 * rng.randint(1, self.mlps))
+
+    def from_parameters(self, params: Mapping[str, Any], *, rng: random.Random | None = None) -> Arch:
+        drawn = self.arch_parameters(self.sample(rng or random.Random(0)))
+        chosen = {**drawn, **params}
+        return arch(width=chosen["s0.embed_dim"], depth=chosen["s0.depth"], mlp=chosen["s0.mlp"])
 
     def size(self) -> int:
         return self.widths * self.depths * self.mlps
@@ -84,7 +89,7 @@ def fake_evaluate(job: Job) -> TrialRecord:
 
 def settings(path: Path, experiment: Experiment) -> Settings:
     return Settings(run=str(path), data="digits", device="cpu", reference_ms=1.0, image_size=(16, 16), seed=experiment.seed,
-                    rungs=experiment.rungs, limits=dict(experiment.limits))
+                    rungs=experiment.rungs or (60, 180, 540), limits=dict(experiment.limits))
 
 
 def make_loop(path: Path, *, space: Any = None, evaluate: Any = fake_evaluate, records: Any = (), engine: Any = None, progress: Any = None,

@@ -24,7 +24,7 @@ class Stats:
     median_ms: float = 2.0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"median_ms": self.median_ms}
+        return {"median_ms": self.median_ms, "ci_high_ms": 1.1 * self.median_ms}
 
 
 class Clock:
@@ -99,7 +99,7 @@ def test_a_network_over_a_counted_limit_is_neither_measured_nor_trained(tmp_path
 def test_a_network_over_the_measured_limit_is_not_trained(tmp_path: Path, clock: Clock) -> None:
     record = evaluate(job(tmp_path, limits={"latency_ms": "1ms"}))
     assert (record.status, record.rung, clock.measured) == ("rejected", 0, 1)
-    assert "accuracy" not in record.objectives and record.latency == {"median_ms": 2.0}
+    assert "accuracy" not in record.objectives and record.latency == {"median_ms": 2.0, "ci_high_ms": 2.2}
 
 
 @pytest.mark.parametrize(("fault", "reason"), [(MeasurementError("too noisy"), "MeasurementError: too noisy"),

@@ -3,13 +3,19 @@ from __future__ import annotations
 import pytest
 
 from nasvit.errors import ConfigError
-from nasvit.search.objectives import check_limits, excess, passed, told
+from nasvit.search.objectives import check_limits, excess, judged, passed, told
 from tests.unit.search.fakes import record
 
 
 def test_the_cheapest_passed_limit_is_named() -> None:
     assert passed({"params_m": 3, "latency_ms": 9}, {"latency_ms": 8, "params_m": 2}) == "params_m 3 is over the limit 2"
     assert passed({"params_m": 2}, {"latency_ms": 8, "params_m": 2}) is None
+
+
+def test_a_latency_is_held_against_its_limit_by_the_upper_end_of_its_interval() -> None:
+    values = judged({"latency_ms": 7.9, "params_m": 1}, {"ci_high_ms": 8.3})
+    assert "upper end of its interval, 8.3 is over the limit 8" in str(passed(values, {"latency_ms": 8}))
+    assert passed(judged({"latency_ms": 7.9}, None), {"latency_ms": 8}) is None
 
 
 def test_a_limit_on_something_unmeasured_is_refused() -> None:

@@ -67,7 +67,8 @@ def test_size_equals_the_number_of_distinct_archs_walked(per_block: str) -> None
 
 
 def test_the_number_of_stages_can_be_a_choice() -> None:
-    text = edited(("stages:", "num_stages: {range: [1, 2]}\nstages:"), ("mixers: {choice: [catm, window, fsla, [window, fsla]]}", "mixers: catm"),
+    text = edited(("stages:", "num_stages: {range: [1, 2]}\nstages:"),
+                  ("mixers: {choice: [catm, window, fsla, [window, fsla]]}", "mixers: catm"),
                   ("depth: 3", "depth: 1"), ("segments: 2", "segments: 1"))
     text = text[: text.index("  window:")] + text[text.index("  global:"):]
     space = SearchSpace.from_yaml(text)
