@@ -45,12 +45,12 @@ def parse_limit(text: str | float, *, name: str = "latency_ms") -> tuple[str, fl
 
 
 def default_rungs(images: int, *, batch_size: int) -> tuple[int, ...]:
-    """Cumulative steps of three rungs: a quarter, a half and all of two epochs over `images` training images, at least 160 steps.
+    """Cumulative steps of three rungs: a quarter, a half and all of two epochs of `images`, at least 120 steps.
 
-    A first rung of 40 steps is short, but every rung is a whole cosine cycle; on the digits longer ones (540 steps) let nearly
+    A first rung of 30 steps is short, but every rung is a whole cosine cycle; on the digits longer ones (540 steps) let nearly
     every network reach 98 %, which ranks nothing.
     """
-    top = max(160, 2 * images // batch_size)
+    top = max(120, 2 * images // batch_size)
     return top // 4, top // 2, top
 
 
@@ -59,7 +59,8 @@ class Experiment(BaseModel):
 
     space: path of a search space, or the name of a shipped one. data, device: what `nasvit list` names, or a path.
     budget: distinct architectures to evaluate. minutes: stops earlier. limits: name to its largest value, in the name's unit.
-    rungs: cumulative training steps at each rung; None: `default_rungs` of the data. eta: one of `eta` results of a rung is promoted to the next.
+    rungs: cumulative training steps at each rung; None: `default_rungs` of the data. eta: one of `eta` results of a rung is
+    promoted to the next.
     recipe: settings of the training loop that differ from its defaults. image_size: (H, W); None takes the allowed size
     nearest above the data's own. baselines: "random" or "timm:NAME".
     """

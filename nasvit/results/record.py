@@ -32,7 +32,8 @@ class TrialRecord:
     arch: the full Arch as a dict, or None for a named baseline, which has a `label` such as "timm:levit_128s".
     objectives: name with unit to value, e.g. {"accuracy": 0.97, "latency_ms": 1.2, "macs_g": 0.004, "params_m": 0.1}.
     latency: LatencyStats as a dict, or None. params: what the sampler was asked (path to value).
-    seconds: {"train": .., "measure": .., "total": ..}. details: losses, epochs, anything worth keeping.
+    seconds: {"train": .., "measure": .., "wait": .., "total": ..}; measuring is counting and timing, waiting is for the machine lock.
+    details: losses, epochs, anything worth keeping.
     started: seconds since the epoch. checkpoint: path relative to the run directory.
     """
 

@@ -111,8 +111,8 @@ def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment,
 
 def summary(records: Sequence[TrialRecord], experiment: Experiment, *, stopped_because: str, wall_seconds: float,
             sessions: int) -> dict[str, Any]:
-    """The figures of a run. train, measure and wait are sums over the workers; waiting for the machine while another worker
-    measures belongs to measuring; overhead_share is what is left of wall_seconds x workers."""
+    """The figures of a run. train, measure (counting and timing) and wait are sums over the workers; waiting for the machine
+    while another worker measures belongs to measuring; overhead_share is what is left of wall_seconds x workers."""
     done = counts(records)
     total = {key: sum(r.seconds.get(key, 0.0) for r in records) for key in ("train", "measure", "wait")}
     busy = sum(total.values())

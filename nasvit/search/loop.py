@@ -75,7 +75,7 @@ class Loop:
         """Search until the budget, the minutes or another end; then bring the front to the top rung. Ctrl-C keeps what is done."""
         try:
             self._drain(new_trials=True)
-            while not self.halted and self._enqueue_front():
+            while not self.halted and self._enqueue_unfinished():
                 self._drain(new_trials=False)
         except KeyboardInterrupt:
             self.stopped, self.halted = "interrupted", True
@@ -160,9 +160,9 @@ class Loop:
         return Job(settings=self.settings, trial=record.trial, arch=record.network(), rung=record.rung + 1, params=record.params,
                    earlier=record)
 
-    def _enqueue_front(self) -> bool:
-        """Queue the front's members below the top rung. A member that fails is not tried again, so this comes to an end."""
-        low = unfinished(self.records, self.experiment.objectives, top=len(self.settings.rungs))
+    def _enqueue_unfinished(self) -> bool:
+        """Queue what the end of the search promotes. What fails is not tried again, so this comes to an end."""
+        low = unfinished(self.records, self.experiment.objectives, top=len(self.settings.rungs), eta=self.experiment.eta)
         self.queue.extend(Flight(job=self._next_rung(record), proposal=None) for record in low)
         return bool(low)
 

@@ -2,8 +2,9 @@
 
 A trial is judged once at each rung, when its result there arrives, among all results of that rung so far. Best is the lower
 non-dominated rank; within a rank, the larger hypervolume contribution. It is promoted if it stands among the first
-n // eta of n, so the first promotion needs eta results. Afterwards the front's members below the top rung are promoted
-until the front stands on the top rung alone (`unfinished`).
+n // eta of n, so the first promotion needs eta results. A judgement on arrival knows only what came before; so in the end the
+best n // eta of each rung are promoted as they then stand, and the front's members until it stands on the top rung alone
+(`unfinished`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ def promotable(trial: int, results: Sequence[TrialRecord], names: Sequence[str],
     return any(results[i].trial == trial for i in best(results, names, count=len(results) // eta))
 
 
-def unfinished(records: Sequence[TrialRecord], names: Sequence[str], *, top: int) -> list[TrialRecord]:
-    """The members of the front below the top rung, without those whose promotion has failed: it would fail again."""
-    stuck = {r.trial for r in records if r.status == "failed"}
-    return [r for r in pareto(records, names) if r.rung < top and r.trial not in stuck]
+def unfinished(records: Sequence[TrialRecord], names: Sequence[str], *, top: int, eta: int) -> list[TrialRecord]:
+    """What is still to be promoted when no new trial will come: of each rung the best n // eta as it stands in the end, and the
+    front's members below the top rung. Not those whose promotion has failed: it would fail again."""
+    highest = {r.trial: max(r.rung, top if r.status == "failed" else 0) for r in sorted(records, key=lambda r: r.rung)}
+    due = {r.trial: r for r in pareto(records, names) if highest[r.trial] < top}
+    for rung in range(1, top):
+        results = at_rung(records, rung)
+        due |= {results[i].trial: results[i] for i in best(results, names, count=len(results) // eta) if highest[results[i].trial] == rung}
+    return list(due.values())

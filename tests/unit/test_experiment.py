@@ -73,6 +73,6 @@ def test_a_missing_space_says_what_to_give() -> None:
         Experiment.load()
 
 
-@pytest.mark.parametrize(("images", "rungs"), [(1199, (40, 80, 160)), (9600, (150, 300, 600)), (50_000, (781, 1562, 3125))])
+@pytest.mark.parametrize(("images", "rungs"), [(1199, (30, 60, 120)), (9600, (150, 300, 600)), (50_000, (781, 1562, 3125))])
 def test_default_rungs_are_a_quarter_a_half_and_all_of_two_epochs(images: int, rungs: tuple[int, ...]) -> None:
     assert default_rungs(images, batch_size=32) == rungs

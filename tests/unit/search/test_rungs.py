@@ -34,4 +34,13 @@ def test_only_complete_results_of_the_rung_are_judged() -> None:
 def test_the_front_below_the_top_rung_is_unfinished() -> None:
     records = [record(0, accuracy=0.5, latency=1.0), record(1, accuracy=0.9, latency=2.0), record(1, rung=3, accuracy=0.95, latency=2.0),
                record(2, accuracy=0.4, latency=3.0)]
-    assert [r.trial for r in unfinished(records, NAMES, top=3)] == [0]
+    assert [r.trial for r in unfinished(records, NAMES, top=3, eta=3)] == [0]
+
+
+def test_in_the_end_the_best_of_each_rung_are_due_as_they_then_stand() -> None:
+    # trial 5 came first and was judged alone; in the end it is the most accurate of the six at rung 1
+    records = [record(5, accuracy=0.7, latency=3.0), *(record(n, accuracy=0.5 - 0.01 * n, latency=1.0 + n) for n in range(5))]
+    due = [r.trial for r in unfinished(records, NAMES, top=2, eta=3)]
+    assert sorted(due) == [0, 5]
+    promoted = [*records, record(5, rung=2, accuracy=0.8, latency=3.0), record(0, rung=2, status="failed")]
+    assert unfinished(promoted, NAMES, top=2, eta=3) == []
