@@ -265,8 +265,16 @@ def test_a_recipe_that_makes_no_sense_is_refused_with_the_accepted_values(field:
 
 @pytest.mark.parametrize("value", ["0.1", None, True, [1]])
 def test_a_recipe_takes_numbers_only(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"lr is .*accepted: a number"):
-        Recipe(lr=value)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"weight_decay is .*accepted: a number"):
+        Recipe(weight_decay=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("features", "lr"), [(16, 8e-3), (64, 8e-3), (256, 2e-3), (512, 1e-3)])
+def test_the_default_rate_falls_with_the_width(features: int, lr: float) -> None:
+    module = nn.Linear(2, 2)
+    assert training.default_lr(module) == 8e-3
+    module.num_features = features
+    assert training.default_lr(module) == pytest.approx(lr)
 
 
 def test_an_unknown_recipe_setting_is_refused_with_the_nearest_name() -> None:
