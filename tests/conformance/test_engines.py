@@ -143,8 +143,8 @@ if __name__ == "__main__":
     engine = make_engine("processes", workers=2)
     print(*[f.result() for f in [engine.submit(tasks.pid), engine.submit(tasks.pid)]], flush=True)
     jobs = [engine.submit(tasks.sleep_then, 300, 0) for _ in range(2)]
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         jobs[0].result()
     except KeyboardInterrupt:
         engine.shutdown(cancel=True)
