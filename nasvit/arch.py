@@ -74,6 +74,11 @@ class Block:
         return {"mixers": [m.to_dict() for m in self.mixers], "mlp_dim": self.mlp_dim, "keep_ratio": self.keep_ratio}
 
 
+def keep_count(tokens: int, keep_ratio: float) -> int:
+    """How many of N tokens are kept: int(N * keep_ratio), the papers' truncation, at least 1. A Python integer, so that shapes are static."""
+    return max(1, int(tokens * keep_ratio))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """Blocks at one resolution and one width; the depth is `len(blocks)`."""

@@ -60,7 +60,7 @@ class Experiment(BaseModel):
     space: path of a search space, or the name of a shipped one. data, device: what `nasvit list` names, or a path.
     budget: distinct architectures to evaluate. minutes: stops earlier. limits: name to its largest value, in the name's unit.
     rungs: cumulative training steps at each rung; None: `default_rungs` of the data. eta: one of `eta` results of a rung is
-    promoted to the next.
+    promoted to the next; 2, as the default rungs double.
     recipe: settings of the training loop that differ from its defaults. image_size: (H, W); None takes the allowed size
     nearest above the data's own. baselines: "random" or "timm:NAME".
     """
@@ -79,7 +79,7 @@ class Experiment(BaseModel):
     engine: str = "processes"
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=10_000)
     rungs: tuple[int, ...] | None = None
-    eta: int = Field(default=3, ge=2, le=100)
+    eta: int = Field(default=2, ge=2, le=100)
     recipe: dict[str, bool | int | float | str] = Field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     baselines: tuple[str, ...] = ()

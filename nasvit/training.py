@@ -113,12 +113,13 @@ class TrainResult:
 
 def train(
     module: nn.Module, data: DataSet, *, steps: int, seed: int, recipe: Recipe | None = None, device: str = "cpu",
-    teacher: nn.Module | None = None, step_guard: StepGuard = nullcontext,
+    teacher: nn.Module | None = None, step_guard: StepGuard = nullcontext, steps_before: int = 0,
 ) -> TrainResult:
     """Train `module` in place for `steps` steps from its present weights, then evaluate it on the validation part; it is left in eval mode.
 
     Bit-equal results for equal arguments on one CPU thread; the global random state is left as it was. `step_guard()` is entered
-    around every step. Raises TrainingError where the loss is not finite, or the logits do not fit the classes.
+    around every step. `steps_before`: how long the module was trained before; the augmentation then goes on growing from there instead of
+    starting again. Raises TrainingError where the loss is not finite, or the logits do not fit the classes.
     """
     if steps < 1:
         raise ConfigError(f"steps is {steps}; accepted: 1 or above")
@@ -132,7 +133,8 @@ def train(
         cast(Any, module).to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout and drop path draw from the global state
-        history, loss = _run(module, data, steps=steps, seed=seed, recipe=recipe, device=where, teacher=teacher, step_guard=step_guard)
+        history, loss = _run(module, data, steps=steps, seed=seed, recipe=recipe, device=where, teacher=teacher, step_guard=step_guard,
+                             steps_before=steps_before)
         accuracy, val_loss = evaluate(module, data.val, data=data, device=device, step_guard=step_guard)
     if not math.isfinite(val_loss):
         raise TrainingError(f"the validation loss is {val_loss} after step {steps} of {steps} (lr {recipe.lr:g}); lower the recipe's lr "
@@ -197,13 +199,13 @@ def batches(count: int, *, batch_size: int, generator: torch.Generator) -> Itera
         yield from order[: count - count % size].split(size)
 
 
-def _examples(data: DataSet, *, seed: int, recipe: Recipe, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _examples(data: DataSet, *, seed: int, recipe: Recipe, device: torch.device, steps_before: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented batches for ever: images (B, C, H, W) normalised, labels (B,)."""
     generator = torch.Generator().manual_seed(seed)
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     normalise = Normaliser.of(data.mean, data.std, device=device)
     flip = data.flip if recipe.flip is None else recipe.flip
-    epochs = 0.0
+    epochs = steps_before * min(recipe.batch_size, len(labels)) / len(labels)
     for index in batches(len(labels), batch_size=recipe.batch_size, generator=generator):
         index = index.to(device)
         epochs += len(index) / len(labels)
@@ -255,7 +257,7 @@ def batch_loss(module: nn.Module, x: Tensor, labels: Tensor, *, recipe: Recipe, 
 
 def _run(
     module: nn.Module, data: DataSet, *, steps: int, seed: int, recipe: Recipe, device: torch.device, teacher: nn.Module | None,
-    step_guard: StepGuard,
+    step_guard: StepGuard, steps_before: int,
 ) -> tuple[tuple[dict[str, float], ...], float]:
     """The loop. Returns the history and the mean loss of the last tenth."""
     groups = parameter_groups(module, weight_decay=recipe.weight_decay)
@@ -271,7 +273,7 @@ def _run(
     with step_guard():
         _check_logits(module, data, device=device)
     module.train()
-    examples = _examples(data, seed=seed, recipe=recipe, device=device)
+    examples = _examples(data, seed=seed, recipe=recipe, device=device, steps_before=steps_before)
     losses: list[Tensor] = []
     for step in range(steps):
         with step_guard():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from nasvit.errors import ConfigError
 from nasvit.registry import Registry, unknown
@@ -18,7 +19,7 @@ def listing(kind: str) -> Rows:
     return _MAKERS[kind]()
 
 
-def _described(registry: Registry[object]) -> Rows:
+def _described(registry: Registry[Any]) -> Rows:
     rows = []
     for name in registry:
         item = registry[name]
@@ -30,7 +31,7 @@ def _described(registry: Registry[object]) -> Rows:
 def _mixers() -> Rows:
     from nasvit.models.mixers import MIXERS, parameters_of
 
-    return [(name, f"{text} Parameters: {', '.join(parameters_of(name)) or 'none'}.") for name, text in _described(MIXERS)]  # type: ignore[arg-type]
+    return [(name, f"{text} Parameters: {', '.join(parameters_of(name)) or 'none'}.") for name, text in _described(MIXERS)]
 
 
 def _spaces() -> Rows:
@@ -43,25 +44,25 @@ def _spaces() -> Rows:
 def _samplers() -> Rows:
     from nasvit.search.samplers import SAMPLERS
 
-    return _described(SAMPLERS)  # type: ignore[arg-type]
+    return _described(SAMPLERS)
 
 
 def _engines() -> Rows:
     from nasvit.engines import ENGINES
 
-    return _described(ENGINES)  # type: ignore[arg-type]
+    return _described(ENGINES)
 
 
 def _devices() -> Rows:
     from nasvit.devices import DEVICES
 
-    return _described(DEVICES)  # type: ignore[arg-type]
+    return _described(DEVICES)
 
 
 def _runtimes() -> Rows:
     from nasvit.runtimes import RUNTIMES
 
-    return _described(RUNTIMES)  # type: ignore[arg-type]
+    return _described(RUNTIMES)
 
 
 def _data() -> Rows:

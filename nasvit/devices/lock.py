@@ -69,21 +69,8 @@ class MachineLock:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Shared: many training steps at once, none while something is measured. Nested calls do nothing."""
-        held = self._descriptors()
-        if held.mode is not None:
+        with self._through("training", fcntl.LOCK_SH):
             yield
-            return
-        fcntl.flock(held.turnstile, fcntl.LOCK_SH)
-        try:
-            fcntl.flock(held.gate, fcntl.LOCK_SH)
-        finally:
-            fcntl.flock(held.turnstile, fcntl.LOCK_UN)
-        held.mode = "training"
-        try:
-            yield
-        finally:
-            held.mode = None
-            fcntl.flock(held.gate, fcntl.LOCK_UN)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -91,23 +78,28 @@ class MachineLock:
 
         Raises MeasurementError inside a training step, which would wait for itself.
         """
+        if self._descriptors().mode == "training":
+            raise MeasurementError("a latency cannot be measured inside a training step; leave machine_lock.training() first")
+        with self._through("measuring", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _through(self, mode: str, operation: int) -> Iterator[None]:
         held = self._descriptors()
-        if held.mode == "measuring":
+        if held.mode is not None:
             yield
             return
-        if held.mode == "training":
-            raise MeasurementError("a latency cannot be measured inside a training step; leave machine_lock.training() first")
-        fcntl.flock(held.turnstile, fcntl.LOCK_EX)
+        fcntl.flock(held.turnstile, operation)
         try:
-            fcntl.flock(held.gate, fcntl.LOCK_EX)
-            held.mode = "measuring"
-            try:
-                yield
-            finally:
-                held.mode = None
-                fcntl.flock(held.gate, fcntl.LOCK_UN)
+            fcntl.flock(held.gate, operation)
         finally:
             fcntl.flock(held.turnstile, fcntl.LOCK_UN)
+        held.mode = mode
+        try:
+            yield
+        finally:
+            held.mode = None
+            fcntl.flock(held.gate, fcntl.LOCK_UN)
 
 
 machine_lock = MachineLock()

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nasvit.arch import Block, Grid, Stage
+from nasvit.arch import Block, Grid, Stage, keep_count
 from nasvit.models import tokens
 from nasvit.models.layers import ConvDownsample, DropPath, Mlp, make_norm
 from nasvit.models.mixers import Mixer, make_mixer
@@ -145,7 +145,7 @@ class StageModule(nn.Module):
             MixerBlock(block, dim=dim, resolution=resolution, drop_path=rate, where=f"stage {index}, block {b}")
             for b, (block, rate) in enumerate(zip(stage.blocks, drop_paths, strict=True)))
         self.segments = tokens.segments(stage.blocks)
-        self.keep = tuple(tokens.keep_count(resolution[0] * resolution[1], ratio) for _, _, ratio in self.segments)
+        self.keep = tuple(keep_count(resolution[0] * resolution[1], ratio) for _, _, ratio in self.segments)
         # a score is worth computing only before a later selection of the same stage
         self.last_selection = max((start for start, _, ratio in self.segments if ratio < 1), default=0)
         scored, own = False, {}

@@ -37,11 +37,6 @@ class Selection:
     weights: Tensor
 
 
-def keep_count(tokens: int, keep_ratio: float) -> int:
-    """k = int(N * keep_ratio), the papers' truncation, at least 1. A Python integer, so that shapes are static."""
-    return max(1, int(tokens * keep_ratio))
-
-
 def select(score: Tensor, *, keep: int) -> Selection:
     """(B, N) scores -> the `keep` highest. The choice itself has no gradient; the representative's weights have."""
     order = score.detach().argsort(dim=1, descending=True)

@@ -15,13 +15,14 @@ from nasvit.training import Recipe, train
 
 
 def fit(module: nn.Module, data: DataSet, *, budget: int, seed: int, recipe: Recipe, device: str = "cpu",
-        step_guard: Callable[[], AbstractContextManager[object]] = nullcontext) -> Score:
+        step_guard: Callable[[], AbstractContextManager[object]] = nullcontext, steps_before: int = 0) -> Score:
     """Train `module` in place for `budget` steps (one whole cosine cycle) and score it on the validation images.
 
-    Called again on the same module it is a warm restart: a further cycle from the weights reached.
+    Called again on the same module it is a warm restart: a further cycle from the weights reached after `steps_before` steps.
     Raises TrainingError when the loss is not finite.
     """
-    result = train(module, data, steps=budget, seed=seed, recipe=recipe, device=device, step_guard=step_guard)
+    result = train(module, data, steps=budget, seed=seed, recipe=recipe, device=device, step_guard=step_guard,
+                   steps_before=steps_before)
     details = {"loss": float(result.loss), "val_loss": float(result.val_loss), "steps": int(result.steps), "epochs": float(result.epochs)}
     return Score(value=float(result.accuracy), seconds=float(result.seconds), details=details)
 

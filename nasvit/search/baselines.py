@@ -72,7 +72,8 @@ def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:
         module, trained, seconds = make(name, data=data, seed=seed), 0, 0.0
         for rung, steps in enumerate(settings.rungs, start=1):
             score = short_train.fit(module, data, budget=steps - trained, seed=derive_seed(settings.seed, label, rung), recipe=recipe,
-                                    device=device(settings).torch_device, step_guard=machine_lock.training)
+                                    device=device(settings).torch_device, step_guard=machine_lock.training,
+                                    steps_before=trained)
             trained, seconds = steps, seconds + score.seconds
         record = finished(record, score=score, checkpoint=None)
         record = replace(record, seconds={**record.seconds, "train": seconds})

@@ -142,9 +142,10 @@ def promote(job: Job, blank: TrialRecord) -> TrialRecord:
         raise RunError(f"the checkpoint {path} is gone")
     module = build(job.arch, seed=blank.seed)
     module.load_state_dict(load_file(path))
-    steps = settings.rungs[job.rung - 1] - settings.rungs[job.rung - 2]
-    score = short_train.fit(module, dataset(settings), budget=steps, seed=derive_seed(settings.seed, job.arch.id, job.rung),
-                            recipe=Recipe.of(settings.recipe), device=device(settings).torch_device, step_guard=machine_lock.training)
+    before, steps = settings.rungs[job.rung - 2 : job.rung]
+    score = short_train.fit(module, dataset(settings), budget=steps - before, seed=derive_seed(settings.seed, job.arch.id, job.rung),
+                            recipe=Recipe.of(settings.recipe), device=device(settings).torch_device, step_guard=machine_lock.training,
+                            steps_before=before)
     known = replace(blank, status="complete", objectives=earlier.objectives, latency=earlier.latency, fingerprint=earlier.fingerprint)
     return finished(known, score=score, checkpoint=_save(module, job))
 

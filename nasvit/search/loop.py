@@ -142,6 +142,9 @@ class Loop:
         record = self.on_record(record)
         append(self.path, record)
         self.records.append(record)
+        if flight.job.earlier is not None and record.checkpoint and flight.job.earlier.checkpoint:
+            # only now: until the higher rung is on record, a resumed search goes on from the lower one's weights
+            (Path(self.settings.run) / flight.job.earlier.checkpoint).unlink(missing_ok=True)
         self._judge(flight, record)
         self._report(record)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from nasvit.arch import Arch, Block, Grid, MixerSpec, Scalar, Stage, Stem
+from nasvit.arch import Arch, Block, Grid, MixerSpec, Scalar, Stage, Stem, keep_count
 from nasvit.errors import ArchError, ConfigError
 from nasvit.registry import unknown
 from nasvit.space.rules import ARCH_NAME, LATE, Impossible, Params, StageRules, Values, half_up, mixer_params, outcomes
@@ -72,6 +72,11 @@ def _check_stage(file: SpaceFile, s: int, rules: StageRules, grid: Grid) -> None
     """Enumerate embed_dim x mixer x its own parameters, and embed_dim x mlp_ratio: what can go wrong in a stage."""
     if grid == (1, 1) and min(float(v) for v in rules.keep_ratio.values) < 1:
         file.fail(rules.keep_ratio.key, f"stage {s} has a 1x1 map: keep_ratio below 1.0 needs at least 2 tokens; accepted: 1.0")
+    kept: dict[int, Scalar] = {}
+    for share in rules.keep_ratio.values:
+        first = kept.setdefault(keep_count(grid[0] * grid[1], float(share)), share)
+        if first != share:
+            file.fail(rules.keep_ratio.key, f"keep_ratio {first} and {share} keep the same number of tokens of stage {s} ({grid[0]}x{grid[1]})")
     for dim in rules.embed_dim.values:
         hidden: dict[int, Scalar] = {}
         for ratio in rules.mlp_ratio.values:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem
-from nasvit.models import build, tokens
+from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem, keep_count
+from nasvit.models import build
 from tests.golden.cases import Case, assert_matches, cases
 
 DERIVED = ("evo_deit_representative",)
@@ -58,7 +58,7 @@ def test_deit_with_representative(case: Case) -> None:
     bounds = [*starts, config["depth"]]
     stage.segments = ((0, starts[0], 1.0), *((a, b, r) for a, b, r in zip(bounds[:-1], bounds[1:], config["keep_ratios"], strict=True)))
     grid = arch.grid(0)
-    stage.keep = tuple(tokens.keep_count(grid[0] * grid[1], ratio) for _, _, ratio in stage.segments)
+    stage.keep = tuple(keep_count(grid[0] * grid[1], ratio) for _, _, ratio in stage.segments)
     stage.last_selection = starts[-1]
     model.load_state_dict(convert(case.weights(torch.float64), arch))
     with torch.no_grad():

@@ -139,9 +139,11 @@ def test_a_real_search_measures_trains_promotes_and_compares(tmp_path: Path) -> 
     records = read(out / "records.jsonl")
     complete = [r for r in records if r.status == "complete"]
     assert summary["evaluated"] == 4 and complete == records, [r.reason for r in records]
+    highest = {r.trial: r.rung for r in complete}
     for r in complete:
         assert set(r.objectives) == {"accuracy", "latency_ms", "peak_memory_mb", "macs_g", "params_m"}
-        assert (out / str(r.checkpoint)).exists() and r.latency is not None and r.seconds["train"] > 0
+        assert (out / str(r.checkpoint)).exists() == (r.rung == highest[r.trial])
+        assert r.latency is not None and r.seconds["train"] > 0
     assert {r.rung for r in pareto(records, summary["objectives"])} == {2}
     named = read(out / "baselines.jsonl")
     assert [(r.label, r.status) for r in named] == [("timm:test_vit", "complete")], named[0].reason

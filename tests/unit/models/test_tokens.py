@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nasvit.arch import Block, MixerSpec
+from nasvit.arch import Block, MixerSpec, keep_count
 from nasvit.models import tokens
 
 
@@ -15,7 +15,7 @@ def scores(batch: int = 2, n: int = 10) -> torch.Tensor:
 
 @pytest.mark.parametrize(("n", "ratio", "k"), [(49, 0.5, 24), (16, 0.5, 8), (196, 0.7, 137), (4, 0.1, 1)])
 def test_the_count_of_kept_tokens_is_truncated_and_at_least_one(n: int, ratio: float, k: int) -> None:
-    assert tokens.keep_count(n, ratio) == k
+    assert keep_count(n, ratio) == k
 
 
 def test_the_highest_scores_are_kept() -> None:

@@ -216,6 +216,7 @@ def test_check_all_sizes_finds_what_the_default_size_hides() -> None:
     ("head_dim: {choice: [4, 8]}", "head_dim: {choice: [4, 8]}, num_heads: 2", 21, "say the same"),
     ("mlp_ratio: {choice: [1.0, 1.5]}", "mlp_ratio: {choice: [1.0, 1.01]}", 9, "the same mlp_dim 8"),
     ("keep_ratio: {choice: [0.5, 1.0]}", "keep_ratio: {choice: [0.0, 1.0]}", 10, "from 0.01 to 1"),
+    ("keep_ratio: {choice: [0.5, 1.0]}", "keep_ratio: {choice: [0.5, 0.501, 1.0]}", 10, "0.5 and 0.501 keep the same number of tokens"),
     ("per_block: [mixers]", "per_block: [mixer]", 8, "did you mean 'mixers'"),
     ("segments: 2", "segments: 4", 17, "smallest depth 3"),
     ("  global: {head_dim: 8}", "  globl: {head_dim: 8}", 22, "no stage chooses it"),
