@@ -8,17 +8,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from nasvit.errors import ArchError
+from nasvit.vocabulary import Grid as Grid
+from nasvit.vocabulary import Scalar as Scalar
+from nasvit.vocabulary import accepted, is_int
 
-Scalar = int | float | bool | str
-Grid = tuple[int, int]
+STEMS = ("conv", "patch", "patch_norm", "overlap_norm", "cswin", "levit")
+DOWNSAMPLES = ("conv", "none", "merge", "patch_norm", "overlap_norm", "levit")
+MLPS = ("gelu", "conv", "levit")
+HEADS = ("mean", "norm_mean", "class_token", "mean_kept")
+NORMS = ("layer", "batch")
+# Written only where they differ from their defaults, so that what most networks do not use is in no file.
+_OPTIONAL = {"arch": ("norm_eps", "representative"), "stage": ("downsample", "pos_embed"), "block": ("mlp",),
+             "head": ("norm", "distillation")}
 
-STEMS = ("conv", "patch")
-HEADS = ("mean",)
+
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ArchError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ArchError(f"{name} must be true or false, not {value!r}")
+
+
+def _positive(name: str, value: Any) -> None:
+    if not is_int(value) or value < 1:
+        raise ArchError(f"{name} must be a positive integer, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +75,14 @@ class MixerSpec:
 class Block:
     """One or more token mixers, each in its own residual branch, then an MLP of `mlp_dim` hidden channels.
 
-    keep_ratio: share of the tokens updated on the slow path, in (0, 1]; 1.0 is the plain block.
+    keep_ratio: share of the tokens updated on the slow path, in (0, 1]; 1.0 is the plain block. mlp: "gelu" (linear, GELU,
+    linear), "conv" (PVTv2's, with a depthwise 3x3 convolution before the GELU) or "levit" (batch norms and hardswish).
     """
 
     mixers: tuple[MixerSpec, ...]
     mlp_dim: int
     keep_ratio: float = 1.0
+    mlp: str = "gelu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixers", tuple(self.mixers))
@@ -69,39 +92,53 @@ class Block:
         if isinstance(self.keep_ratio, bool) or not isinstance(self.keep_ratio, (int, float)) or not 0 < self.keep_ratio <= 1:
             raise ArchError(f"keep_ratio must be in (0, 1], not {self.keep_ratio!r}")
         object.__setattr__(self, "keep_ratio", float(self.keep_ratio))
+        _one_of("mlp", self.mlp, MLPS)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mixers": [m.to_dict() for m in self.mixers], "mlp_dim": self.mlp_dim, "keep_ratio": self.keep_ratio}
+        return _filled({"mixers": [m.to_dict() for m in self.mixers], "mlp_dim": self.mlp_dim, "keep_ratio": self.keep_ratio},
+                       self, "mlp")
 
 
 def keep_count(tokens: int, keep_ratio: float) -> int:
-    """How many of N tokens are kept: int(N * keep_ratio), the papers' truncation, at least 1. A Python integer, so that shapes are static."""
+    """How many of N tokens are kept: int(N * keep_ratio), the papers' truncation, at least 1. A Python integer: shapes are static."""
     return max(1, int(tokens * keep_ratio))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Blocks at one resolution and one width; the depth is `len(blocks)`."""
+    """Blocks at one resolution and one width; the depth is `len(blocks)`.
+
+    downsample: how the stage begins, unless it is the first. "conv" (3x3 stride 2, batch norm), "merge" (Swin's patch merging),
+    "patch_norm" (2x2 stride 2, layer norm; PVT), "overlap_norm" (3x3 stride 2, layer norm; PVTv2, CSWin) and "levit" (attention
+    with every second query) halve the grid; "none" keeps grid and width, and only begins a new slow-fast segment.
+    pos_embed: learned positions are added to its first tokens (for the first stage the stem says that).
+    """
 
     embed_dim: int
     blocks: tuple[Block, ...]
+    downsample: str = "conv"
+    pos_embed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         _positive("embed_dim", self.embed_dim)
         if not self.blocks:
             raise ArchError("a stage needs at least one block")
+        _one_of("downsample", self.downsample, DOWNSAMPLES)
+        _boolean("stage pos_embed", self.pos_embed)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"embed_dim": self.embed_dim, "blocks": [b.to_dict() for b in self.blocks]}
+        return _filled({"embed_dim": self.embed_dim, "blocks": [b.to_dict() for b in self.blocks]}, self, "downsample", "pos_embed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stem:
     """From image to the first grid of tokens.
 
-    kind: "conv", overlapping 3x3 stride-2 convolutions (stride 2, 4, 8 or 16; any image size, grids round up), or
-    "patch", one convolution with kernel = stride (the image size must be divisible by it).
+    kind: "conv", overlapping 3x3 stride-2 convolutions with batch norm and ReLU (stride 2, 4, 8 or 16; CAS-ViT), "levit", the same
+    with hardswish, none behind the last; "patch", one convolution with kernel = stride (ViT), "patch_norm", with layer norm (Swin,
+    PVT); "overlap_norm", kernel 2 * stride - 1 and layer norm (PVTv2), "cswin", the same with padding stride / 2. Image sizes must
+    be divisible by the stride for "patch", "patch_norm" and "cswin"; elsewhere grids round up.
     pos_embed: learned absolute positions are added. class_token: the network has a class token from the start.
     """
 
@@ -111,14 +148,17 @@ class Stem:
     class_token: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in STEMS:
-            raise ArchError(f"stem kind must be one of {', '.join(STEMS)}, not {self.kind!r}")
+        _one_of("stem kind", self.kind, STEMS)
         _positive("stem stride", self.stride)
-        if self.kind == "conv" and self.stride not in (2, 4, 8, 16):
-            raise ArchError(f"a conv stem has stride 2, 4, 8 or 16, not {self.stride}")
+        if self.kind in ("conv", "levit") and self.stride not in (2, 4, 8, 16):
+            raise ArchError(f"a {self.kind} stem has stride 2, 4, 8 or 16, not {self.stride}")
         for name in ("pos_embed", "class_token"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArchError(f"stem {name} must be true or false, not {getattr(self, name)!r}")
+            _boolean(f"stem {name}", getattr(self, name))
+
+    @property
+    def divides(self) -> bool:
+        """Whether the image size must be divisible by the stride."""
+        return self.kind in ("patch", "patch_norm", "cswin")
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "stride": self.stride, "pos_embed": self.pos_embed, "class_token": self.class_token}
@@ -126,21 +166,33 @@ class Stem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """From tokens to classes. kind "mean": average of the patch tokens, norm, linear."""
+    """From tokens to classes.
+
+    kind: "mean" (mean of the patch tokens, norm, linear), "norm_mean" (norm, mean, linear), "class_token" (layer norm of the class
+    token, linear; the token begins in the last stage unless the stem has it), "mean_kept" ("mean" over the tokens kept by the last
+    segment). norm: "layer" or "batch". distillation: a second classifier beside it; the prediction is the mean of both.
+    """
 
     kind: str = "mean"
+    norm: str = "layer"
+    distillation: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in HEADS:
-            raise ArchError(f"head kind must be one of {', '.join(HEADS)}, not {self.kind!r}")
+        _one_of("head kind", self.kind, HEADS)
+        _one_of("head norm", self.norm, NORMS)
+        _boolean("head distillation", self.distillation)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind}
+        return _filled({"kind": self.kind}, self, "norm", "distillation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arch:
-    """A whole network. image_size is (H, W) in pixels. Raises ArchError naming stage and block where it cannot be built."""
+    """A whole network. Raises ArchError naming stage and block where it cannot be built.
+
+    image_size: (H, W) in pixels. norm_eps: of every layer norm. representative: whether placeholders of a slow-fast segment follow
+    a representative token through it (Evo-ViT's paper and LeViT form) or pass by unchanged (its DeiT form).
+    """
 
     image_size: Grid
     in_channels: int
@@ -148,6 +200,8 @@ class Arch:
     stem: Stem
     stages: tuple[Stage, ...]
     head: Head = Head()
+    norm_eps: float = 1e-5
+    representative: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
@@ -159,24 +213,47 @@ class Arch:
             _positive(name, value)
         if not self.stages:
             raise ArchError("an Arch needs at least one stage")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
+            raise ArchError(f"norm_eps must be a number above 0 and below 1, not {self.norm_eps!r}")
+        _boolean("representative", self.representative)
         stride = self.stem.stride
-        if self.stem.kind == "patch" and (self.image_size[0] % stride or self.image_size[1] % stride):
-            raise ArchError(f"a patch stem of stride {stride} needs an image size divisible by it, not {self.image_size}")
+        if self.stem.divides and (self.image_size[0] % stride or self.image_size[1] % stride):
+            raise ArchError(f"a {self.stem.kind} stem of stride {stride} needs an image size divisible by it, not {self.image_size}")
+        slow = [s for s, stage in enumerate(self.stages) if any(b.keep_ratio < 1 for b in stage.blocks)]
+        if not slow and not self.representative:
+            raise ArchError("representative is false, but no block has a keep_ratio below 1.0; leave it true")
+        if self.head.kind == "mean_kept" and self.stages[-1].blocks[-1].keep_ratio == 1:
+            raise ArchError("head kind mean_kept needs a keep_ratio below 1.0 in the last block")
         for s, stage in enumerate(self.stages):
+            self._check_join(s, stage)
             for b, block in enumerate(stage.blocks):
                 if block.keep_ratio < 1 and self.grid(s) == (1, 1):
                     raise ArchError(f"stage {s}, block {b}: keep_ratio {block.keep_ratio} needs at least 2 tokens; use 1.0 on a 1x1 map")
                 for mixer in block.mixers:
                     check_mixer(mixer, embed_dim=stage.embed_dim, grid=self.grid(s), where=f"stage {s}, block {b}")
 
+    def _check_join(self, s: int, stage: Stage) -> None:
+        """What a stage's beginning asks of the stage before."""
+        if s == 0:
+            if stage.downsample != "conv" or stage.pos_embed:
+                raise ArchError("stage 0 begins with the stem: it has no downsample, and its pos_embed is the stem's")
+            return
+        before, grid = self.stages[s - 1], self.grid(s - 1)
+        if stage.downsample == "none" and stage.embed_dim != before.embed_dim:
+            raise ArchError(f"stage {s}: downsample none keeps the width {before.embed_dim}, not {stage.embed_dim}")
+        if stage.downsample == "patch_norm" and (grid[0] % 2 or grid[1] % 2):
+            raise ArchError(f"stage {s}: downsample patch_norm needs an even map before it, not {grid[0]}x{grid[1]}")
+
     def grid(self, stage: int) -> Grid:
-        """(height, width) in tokens of a stage: the stem divides by its stride, each later stage by 2, rounding up."""
-        divisor = self.stem.stride * 2**stage
+        """(height, width) in tokens of a stage: the stem divides by its stride, each later stage that downsamples by 2, rounding up."""
+        halvings = sum(s.downsample != "none" for s in self.stages[1 : stage + 1])
+        divisor = self.stem.stride * 2**halvings
         return -(-self.image_size[0] // divisor), -(-self.image_size[1] // divisor)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"image_size": list(self.image_size), "in_channels": self.in_channels, "num_classes": self.num_classes,
-                "stem": self.stem.to_dict(), "stages": [s.to_dict() for s in self.stages], "head": self.head.to_dict()}
+        return _filled({"image_size": list(self.image_size), "in_channels": self.in_channels, "num_classes": self.num_classes,
+                        "stem": self.stem.to_dict(), "stages": [s.to_dict() for s in self.stages], "head": self.head.to_dict()},
+                       self, "norm_eps", "representative")
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. `Arch.from_json` gives back an equal Arch."""
@@ -190,32 +267,31 @@ class Arch:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Arch:
         """Strict: an unknown or missing key, or a wrong type, raises ArchError."""
-        top = _take(data, "arch", ("image_size", "in_channels", "num_classes", "stem", "stages", "head"))
+        top = _take(data, "arch", ("image_size", "in_channels", "num_classes", "stem", "stages", "head"), _OPTIONAL["arch"])
         stages = []
         for s, raw_stage in enumerate(_sequence(top["stages"], "stages")):
-            stage = _take(raw_stage, f"stage {s}", ("embed_dim", "blocks"))
+            stage = _take(raw_stage, f"stage {s}", ("embed_dim", "blocks"), _OPTIONAL["stage"])
             blocks = []
             for b, raw_block in enumerate(_sequence(stage["blocks"], f"stage {s}: blocks")):
                 where = f"stage {s}, block {b}"
-                block = _take(raw_block, where, ("mixers", "mlp_dim", "keep_ratio"))
+                block = _take(raw_block, where, ("mixers", "mlp_dim", "keep_ratio"), _OPTIONAL["block"])
                 mixers = []
                 for raw in _sequence(block["mixers"], f"{where}: mixers"):
                     if not isinstance(raw, Mapping) or "name" not in raw:
                         raise ArchError(f"{where}: a mixer must be a mapping with a name, not {raw!r}")
                     mixers.append(MixerSpec(name=raw["name"], params=tuple((k, v) for k, v in raw.items() if k != "name")))
                 try:
-                    blocks.append(Block(mixers=tuple(mixers), mlp_dim=block["mlp_dim"], keep_ratio=block["keep_ratio"]))
+                    blocks.append(Block(**{**block, "mixers": tuple(mixers)}))
                 except ArchError as error:
                     raise ArchError(f"{where}: {error}") from None
             try:
-                stages.append(Stage(embed_dim=stage["embed_dim"], blocks=tuple(blocks)))
+                stages.append(Stage(**{**stage, "blocks": tuple(blocks)}))
             except ArchError as error:
                 raise ArchError(f"stage {s}: {error}") from None
         stem = _take(top["stem"], "stem", ("kind", "stride", "pos_embed", "class_token"))
-        head = _take(top["head"], "head", ("kind",))
+        head = _take(top["head"], "head", ("kind",), _OPTIONAL["head"])
         size = tuple(_sequence(top["image_size"], "image_size"))
-        return cls(image_size=size, in_channels=top["in_channels"], num_classes=top["num_classes"],  # type: ignore[arg-type]
-                   stem=Stem(**stem), stages=tuple(stages), head=Head(**head))
+        return cls(**{**top, "image_size": size, "stem": Stem(**stem), "stages": tuple(stages), "head": Head(**head)})
 
     @classmethod
     def from_json(cls, text: str) -> Arch:
@@ -227,68 +303,6 @@ class Arch:
         return cls.from_dict(data)
 
 
-# ---- the vocabulary: what a mixer parameter of a given name means, wherever it stands -------------------------------
-
-Rule = Callable[[Any, int, Grid, Mapping[str, Scalar]], str | None]
-
-
-def _heads(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    if _is_int(value) and value >= 1 and dim % value == 0:
-        return None
-    return f"a divisor of embed_dim {dim}: {_listed(d for d in range(1, dim + 1) if dim % d == 0)}"
-
-
-def _window(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    return None if _is_int(value) and 1 <= value <= min(grid) else f"1 to {min(grid)}, the shorter side of the {grid[0]}x{grid[1]} map"
-
-
-def _shift(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    if not isinstance(value, bool):
-        return "true or false"
-    return "false where the window covers the map" if value and forced("shift", params, grid=grid) is False else None
-
-
-def _kernel(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    return None if _is_int(value) and value >= 3 and value % 2 else "an odd number from 3"
-
-
-def _depth(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    tokens = grid[0] * grid[1]
-    deepest = (tokens & -tokens).bit_length() - 1  # 2-adic valuation: clusters must come out equal
-    return None if _is_int(value) and 0 <= value <= deepest else f"0 to {deepest}: 2**cluster_depth must divide {tokens} tokens"
-
-
-def _overlap(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    depth: Any = params.get("cluster_depth", 0)
-    most = 0 if not _is_int(depth) or depth <= 0 else grid[0] * grid[1] // 2 ** int(depth)
-    return None if _is_int(value) and 0 <= value <= most else f"0 to {most} tokens at cluster_depth {depth}"
-
-
-VOCABULARY: dict[str, Rule] = {"num_heads": _heads, "window_size": _window, "shift": _shift, "kernel_size": _kernel,
-                               "cluster_depth": _depth, "overlap": _overlap}
-
-
-def accepted(name: str, params: Mapping[str, Scalar], *, embed_dim: int, grid: Grid) -> str | None:
-    """None if parameter `name` of `params` is possible at this width and grid, else what would be accepted there.
-
-    A name outside the vocabulary is the mixer's own; its constructor checks it.
-    """
-    rule = VOCABULARY.get(name)
-    return rule(params[name], embed_dim, grid, params) if rule else None
-
-
-def forced(name: str, params: Mapping[str, Scalar], *, grid: Grid) -> Scalar | None:
-    """The only value that `name` can have beside `params`, or None where there is a choice.
-
-    A window that covers the map's shorter side is not shifted (Swin's rule); an uncut map has no neighbour cluster.
-    """
-    if name == "shift" and "window_size" in params:
-        return False if int(params["window_size"]) >= min(grid) else None
-    if name == "overlap" and params.get("cluster_depth") == 0:
-        return 0
-    return None
-
-
 def check_mixer(mixer: MixerSpec, *, embed_dim: int, grid: Grid, where: str) -> None:
     """Raise ArchError naming `where`, the value given and the values accepted."""
     params = mixer.kwargs
@@ -298,29 +312,23 @@ def check_mixer(mixer: MixerSpec, *, embed_dim: int, grid: Grid, where: str) -> 
             raise ArchError(f"{where}: mixer {mixer.name}: {name} {value!r} is not possible; accepted: {wanted}")
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _positive(name: str, value: Any) -> None:
-    if not _is_int(value) or value < 1:
-        raise ArchError(f"{name} must be a positive integer, not {value!r}")
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(str(v) for v in values)
-
-
 def _sequence(value: Any, where: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise ArchError(f"{where} must be a list, not {value!r}")
     return list(value)
 
 
-def _take(data: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _take(data: Any, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise ArchError(f"{where} must be a mapping with the keys {', '.join(keys)}, not {data!r}")
-    extra, missing = set(data) - set(keys), set(keys) - set(data)
+    extra, missing = set(data) - set(keys) - set(optional), set(keys) - set(data)
     if extra or missing:
-        raise ArchError(f"{where}: unknown keys {sorted(map(str, extra))}, missing keys {sorted(missing)}; accepted: {', '.join(keys)}")
+        raise ArchError(f"{where}: unknown keys {sorted(map(str, extra))}, missing keys {sorted(missing)}; "
+                        f"accepted: {', '.join(keys + optional)}")
     return dict(data)
+
+
+def _filled(data: dict[str, Any], item: Any, *optional: str) -> dict[str, Any]:
+    """`data` with the optional fields that differ from their defaults: a network has one spelling."""
+    defaults = {f.name: f.default for f in fields(item)}
+    return {**data, **{name: getattr(item, name) for name in optional if getattr(item, name) != defaults[name]}}

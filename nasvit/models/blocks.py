@@ -13,15 +13,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nasvit.arch import Block, Grid, Stage, keep_count
+from nasvit.arch import Arch, Block, Grid, keep_count
 from nasvit.models import tokens
-from nasvit.models.layers import ConvDownsample, DropPath, Mlp, make_norm
+from nasvit.models.layers import ConvMlp, DropPath, Mlp, make_norm
 from nasvit.models.mixers import Mixer, make_mixer
+from nasvit.models.patch_embed import make_downsample
 
 State = tuple[Tensor, Tensor | None, Tensor | None]
 
 # Evo-ViT: a plain layer's class attention replaces the score, inside a segment it is averaged into it with this weight.
 TRADEOFF = 0.5
+# Beginnings of a stage that hand the score on; behind the others a stage scores its tokens anew.
+CARRY_SCORE = ("none", "levit")
 
 
 class MixerBlock(nn.Module):
@@ -31,14 +34,14 @@ class MixerBlock(nn.Module):
     part where a mixer runs on token sets, and passes by unchanged otherwise.
     """
 
-    def __init__(self, spec: Block, *, dim: int, resolution: Grid, drop_path: float, where: str) -> None:
+    def __init__(self, spec: Block, *, dim: int, resolution: Grid, drop_path: float, where: str, norm_eps: float) -> None:
         super().__init__()
         mixers = [make_mixer(m, dim=dim, resolution=resolution, where=where) for m in spec.mixers]
         self.mixers = nn.ModuleList(mixers)
-        self.norms = nn.ModuleList(make_norm(m.norm, dim) for m in mixers)
+        self.norms = nn.ModuleList(make_norm(m.norm, dim, eps=norm_eps) for m in mixers)
         kind = mixers[-1].norm
-        self.mlp_norm = make_norm("layer" if kind == "none" else kind, dim)
-        self.mlp = Mlp(dim, hidden_features=spec.mlp_dim)
+        self.mlp_norm = make_norm("layer" if kind == "none" else kind, dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden_features=spec.mlp_dim) if spec.mlp == "gelu" else ConvMlp(dim, hidden_features=spec.mlp_dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @property
@@ -133,35 +136,50 @@ class ClassAttention(nn.Module):
 
 
 class StageModule(nn.Module):
-    """Downsampling (not in the first stage), then the blocks, run segment by segment. class_enters: a class token comes
-    from the stage before, and is projected to this width."""
+    """Downsampling (not in the first stage), then the blocks, run segment by segment.
 
-    def __init__(self, stage: Stage, *, index: int, in_dim: int, resolution: Grid, drop_paths: list[float], class_enters: bool) -> None:
+    class_enters: a class token comes from the stage before, and is projected to this width. scored: so does a score, if the
+    downsampling hands it on. score_needed_after: a later stage selects by this one's score. keeps_only: the tokens that the last
+    segment does not keep are left out of the output, which is then (B, k, 1, C).
+    """
+
+    def __init__(self, arch: Arch, index: int, *, drop_paths: list[float], class_enters: bool, scored: bool, score_needed_after: bool,
+                 keeps_only: bool) -> None:
         super().__init__()
-        dim = stage.embed_dim
-        self.downsample = ConvDownsample(in_dim, dim) if index else nn.Identity()
-        self.class_proj = nn.Linear(in_dim, dim) if class_enters else nn.Identity()
+        stage, resolution = arch.stages[index], arch.grid(index)
+        dim, in_dim = stage.embed_dim, arch.stages[max(0, index - 1)].embed_dim
+        self.downsample = make_downsample(stage.downsample, dim=in_dim, out_dim=dim, eps=arch.norm_eps) if index else nn.Identity()
+        self.carries_score = stage.downsample in CARRY_SCORE
+        self.class_proj = nn.Linear(in_dim, dim) if class_enters and not self.carries_score else nn.Identity()
+        self.pos_embed = nn.Parameter(torch.zeros(1, *resolution, dim)) if stage.pos_embed else None
         self.blocks = nn.ModuleList(
-            MixerBlock(block, dim=dim, resolution=resolution, drop_path=rate, where=f"stage {index}, block {b}")
+            MixerBlock(block, dim=dim, resolution=resolution, drop_path=rate, where=f"stage {index}, block {b}", norm_eps=arch.norm_eps)
             for b, (block, rate) in enumerate(zip(stage.blocks, drop_paths, strict=True)))
+        self.representative = arch.representative
+        self.keeps_only = keeps_only
         self.segments = tokens.segments(stage.blocks)
         self.keep = tuple(keep_count(resolution[0] * resolution[1], ratio) for _, _, ratio in self.segments)
-        # a score is worth computing only before a later selection of the same stage
-        self.last_selection = max((start for start, _, ratio in self.segments if ratio < 1), default=0)
-        scored, own = False, {}
+        # a score is worth computing only before a later selection
+        selections = [start for start, _, ratio in self.segments if ratio < 1]
+        self.last_selection = len(stage.blocks) if score_needed_after else max(selections, default=0)
+        scored, own = scored and self.carries_score, {}
         for start, stop, ratio in self.segments:
             if ratio < 1 and not scored:
                 own[str(start)] = ClassAttention(dim)
             scored = scored or ratio < 1 or any(b.sees_class_token for b in self._blocks(start, stop))
+        self.leaves_scored = scored
         self.class_attention = nn.ModuleDict(own)
 
     def _blocks(self, start: int, stop: int) -> list[MixerBlock]:
         return [cast(MixerBlock, self.blocks[i]) for i in range(start, stop)]
 
-    def forward(self, x: Tensor, class_token: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, H', W', C') -> (B, H, W, C), and the class token at this stage's width."""
+    def forward(self, x: Tensor, class_token: Tensor | None, score: Tensor | None) -> State:
+        """(B, H', W', C') -> (B, H, W, C), the class token at this stage's width, and the score of its tokens (B, N)."""
         x = self.downsample(x)
-        score: Tensor | None = None
+        if not self.carries_score:
+            score = None
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
         if class_token is not None:
             class_token = self.class_proj(class_token)
         for (start, stop, ratio), keep in zip(self.segments, self.keep, strict=True):
@@ -171,25 +189,32 @@ class StageModule(nn.Module):
             for i, block in enumerate(self._blocks(start, stop), start=start):
                 x, class_token, row = block(x, class_token, scored=i < self.last_selection)
                 score = row if row is not None else score
-        return x, class_token
+        return x, class_token, score
 
     def _segment(self, x: Tensor, class_token: Tensor, score: Tensor | None, start: int, stop: int,
                  keep: int) -> tuple[Tensor, Tensor, Tensor]:
         shape, flat = x.shape, x.flatten(1, 2)
         if score is None:
             class_token, score = self.class_attention[str(start)](class_token, flat)
-        selection = tokens.select(score, keep=keep)
+        selection = tokens.select(score, keep=keep, representative=self.representative)
         blocks = self._blocks(start, stop)
         scored = start < self.last_selection
         if not all(b.token_sets for b in blocks):
             for block in blocks:
                 x, class_token, score = block.forward_segment(x, class_token, selection, score, scored=scored)
-            return x, class_token, score
+            return self._kept(x, selection, stop), class_token, score
         before = torch.cat([class_token, tokens.slow_path(flat, selection)], dim=1)
         after = before
         for block in blocks:
             after, row = block.forward_set(after, class_row=scored)
             if row is not None:
                 score = tokens.update_score(score, row[:, :keep], tradeoff=TRADEOFF, selection=selection)
-        change = (after - before)[:, 1:]
-        return tokens.restore(flat, change, selection).view(shape), after[:, :1], score
+        if self._drops(stop):
+            return after[:, 1 : keep + 1].unsqueeze(2), after[:, :1], score
+        return tokens.restore(flat, (after - before)[:, 1:], selection).view(shape), after[:, :1], score
+
+    def _drops(self, stop: int) -> bool:
+        return self.keeps_only and stop == len(self.blocks)
+
+    def _kept(self, x: Tensor, selection: tokens.Selection, stop: int) -> Tensor:
+        return tokens.take(x.flatten(1, 2), selection.kept).unsqueeze(2) if self._drops(stop) else x

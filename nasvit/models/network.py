@@ -13,54 +13,100 @@ from torch import Tensor, nn
 
 from nasvit.arch import Arch
 from nasvit.errors import ConfigError
-from nasvit.models.blocks import StageModule
-from nasvit.models.layers import ConvStem, PatchStem, initialise, trunc_normal_
+from nasvit.models.blocks import CARRY_SCORE, StageModule
+from nasvit.models.layers import initialise, make_norm, trunc_normal_
+from nasvit.models.patch_embed import make_stem
+
+_TABLES = ("pos_embed", "class_token", "class_position")
 
 
 class Network(nn.Module):
     """An Arch as a module: (B, in_channels, H, W) -> (B, num_classes). Made by `build`.
 
-    The class token, which scores tokens for slow-fast blocks, lives from the stem (`stem.class_token`) or from the first
-    stage with such a block, until the last stage with one (the last stage, where the stem has it). Its classifier is
-    used in training alone, through `forward_aux`. The prediction is the mean of all patch tokens.
+    The class token lives from the stem (`stem.class_token`), from the last stage (head kind "class_token") or from the first stage
+    with a slow-fast block, until the last stage with one (the last stage in the first two cases). It scores tokens for slow-fast
+    blocks; unless the head predicts from it, its own classifier is used in training alone, through `forward_aux`.
+    With `distilled_training` a network with a distillation head returns both logits in training, as timm's do.
     """
+
+    distilled_training = False
 
     def __init__(self, arch: Arch, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.arch = arch
         self.num_classes = arch.num_classes
-        self.global_pool = "avg"
+        self.global_pool = "token" if arch.head.kind == "class_token" else "avg"
         dims = [stage.embed_dim for stage in arch.stages]
         self.num_features = self.head_hidden_size = dims[-1]
-        stem = ConvStem if arch.stem.kind == "conv" else PatchStem
-        self.stem = stem(arch.in_channels, dims[0], stride=arch.stem.stride)
-        height, width = arch.grid(0)
-        self.pos_embed = nn.Parameter(torch.zeros(1, height, width, dims[0])) if arch.stem.pos_embed else None
-
-        slow = [i for i, stage in enumerate(arch.stages) if any(b.keep_ratio < 1 for b in stage.blocks)]
-        self.class_from = 0 if arch.stem.class_token else min(slow, default=None)
-        self.class_until = len(dims) - 1 if arch.stem.class_token else max(slow, default=None)
-        self.class_token = None if self.class_from is None else nn.Parameter(torch.zeros(1, 1, dims[self.class_from]))
+        self.stem = make_stem(arch)
+        self.pos_embed = self._positions(0) if arch.stem.pos_embed else None
+        self._class_token_life()
 
         rates = torch.linspace(0, drop_path, sum(len(s.blocks) for s in arch.stages)).tolist()
         self.stages = nn.ModuleList()
+        scored = False
         for i, stage in enumerate(arch.stages):
             mine, rates = rates[: len(stage.blocks)], rates[len(stage.blocks):]
-            self.stages.append(StageModule(stage, index=i, in_dim=dims[max(0, i - 1)], resolution=arch.grid(i),
-                                           drop_paths=mine, class_enters=self._class_enters(i)))
-        self.norm: nn.Module = nn.LayerNorm(dims[-1])
-        self.head: nn.Module = nn.Linear(dims[-1], arch.num_classes)
-        if self.class_until is not None:
-            self.aux_norm = nn.LayerNorm(dims[self.class_until])
-            self.aux_head: nn.Module = nn.Linear(dims[self.class_until], arch.num_classes)
-        self.feature_info = [{"num_chs": dim, "reduction": arch.stem.stride * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
+            module = StageModule(arch, i, drop_paths=mine, class_enters=self._class_enters(i), scored=scored,
+                                 score_needed_after=self._score_needed_after(i), keeps_only=self._keeps_only(i))
+            scored = module.leaves_scored
+            self.stages.append(module)
+        head = arch.head
+        self.norm = make_norm(head.norm, dims[-1], eps=arch.norm_eps)
+        self.head: nn.Module = nn.Identity()
+        if head.distillation:
+            # the norm before the mean is one for both; behind it each classifier has its own
+            self.norm_dist: nn.Module = nn.Identity() if self._norm_first else make_norm(head.norm, dims[-1], eps=arch.norm_eps)
+            self.head_dist: nn.Module = nn.Identity()
+        if self.class_until is not None and head.kind != "class_token":
+            self.aux_norm = make_norm(head.norm, dims[self.class_until], eps=arch.norm_eps)
+            self.aux_head: nn.Module = nn.Identity()
+        self._make_classifiers()
+        ends = [i for i in range(len(dims)) if i + 1 == len(dims) or arch.stages[i + 1].downsample != "none"]
+        self.feature_stages = ends
+        self.feature_info = [{"num_chs": dims[i], "reduction": arch.stem.stride * 2**n, "module": f"stages.{i}"}
+                             for n, i in enumerate(ends)]
         initialise(self)
-        for parameter in (self.pos_embed, self.class_token):
-            if parameter is not None:
+        for name, parameter in self.named_parameters():
+            if name.rsplit(".", 1)[-1] in _TABLES:
                 trunc_normal_(parameter, std=0.02)
+
+    @property
+    def _norm_first(self) -> bool:
+        return self.arch.head.kind in ("norm_mean", "class_token")
+
+    def _positions(self, stage: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(1, *self.arch.grid(stage), self.arch.stages[stage].embed_dim))
+
+    def _class_token_life(self) -> None:
+        """Sets class_from, class_until, class_token and class_position (its share of the learned positions where it begins)."""
+        arch, last = self.arch, len(self.arch.stages) - 1
+        slow = [i for i, stage in enumerate(arch.stages) if any(b.keep_ratio < 1 for b in stage.blocks)]
+        predicts = arch.head.kind == "class_token"
+        whole = arch.stem.class_token or predicts
+        self.class_from = 0 if arch.stem.class_token else min([*slow, *([last] if predicts else [])], default=None)
+        self.class_until = last if whole else max(slow, default=None)
+        self.class_token = self.class_position = None
+        if self.class_from is not None:
+            dim = arch.stages[self.class_from].embed_dim
+            self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+            if arch.stem.pos_embed if self.class_from == 0 else arch.stages[self.class_from].pos_embed:
+                self.class_position = nn.Parameter(torch.zeros(1, 1, dim))
 
     def _class_enters(self, stage: int) -> bool:
         return self.class_from is not None and self.class_until is not None and self.class_from < stage <= self.class_until
+
+    def _score_needed_after(self, stage: int) -> bool:
+        """Whether a later stage selects tokens by a score that comes from this one."""
+        for later in self.arch.stages[stage + 1 :]:
+            if later.downsample not in CARRY_SCORE:
+                return False
+            if any(block.keep_ratio < 1 for block in later.blocks):
+                return True
+        return False
+
+    def _keeps_only(self, stage: int) -> bool:
+        return self.arch.head.kind == "mean_kept" and stage + 1 == len(self.arch.stages)
 
     def _run(self, x: Tensor, upto: int | None = None) -> tuple[list[Tensor], Tensor | None]:
         """The outputs of the stages up to `upto`, (B, H, W, C) each, and the class token where its life ended."""
@@ -70,40 +116,63 @@ class Network(nn.Module):
         x = self.stem(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        outputs, class_token, ended = [], None, None
+        outputs, class_token, ended, score = [], None, None, None
         for i, stage in enumerate(self.stages[: None if upto is None else upto + 1]):
             if i == self.class_from and self.class_token is not None:
-                class_token = self.class_token.expand(x.shape[0], -1, -1)
-            x, class_token = stage(x, class_token)
+                begins = self.class_token if self.class_position is None else self.class_token + self.class_position
+                class_token = begins.expand(x.shape[0], -1, -1)
+            x, class_token, score = stage(x, class_token, score)
             outputs.append(x)
             if i == self.class_until:
                 class_token, ended = None, class_token
         return outputs, ended
 
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        outputs, class_token = self._run(x)
+        x = outputs[-1]
+        if self.arch.head.kind == "class_token" and class_token is not None:
+            x = torch.cat([class_token, x.flatten(1, 2)], dim=1)
+        return (self.norm(x) if self._norm_first else x), class_token
+
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, H', W', C), the last stage's tokens, not normalised (the head does that after the mean)."""
-        return self._run(x)[0][-1]
+        """(B, in, H, W) -> (B, H', W', C), the last stage's tokens; with a class token head (B, 1 + H'W', C), the class token first.
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, H', W', C) -> (B, num_classes), or (B, C) before the classifier."""
-        x = self.norm(x.mean(dim=(1, 2)))
-        return x if pre_logits else self.head(x)
+        Normalised where the head's norm comes before the mean, as timm does.
+        """
+        return self._features(x)[0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
+        """What `forward_features` gives -> (B, num_classes), or (B, C) before the classifier."""
+        pooled = x[:, 0] if self.arch.head.kind == "class_token" else x.mean(dim=(1, 2))
+        normed = pooled if self._norm_first else self.norm(pooled)
+        if pre_logits:
+            return normed
+        logits = self.head(normed)
+        if not self.arch.head.distillation:
+            return logits
+        second = self.head_dist(self.norm_dist(pooled))
+        return (logits, second) if self.training and self.distilled_training else (logits + second) / 2
+
+    def forward(self, x: Tensor) -> Any:
         return self.forward_head(self.forward_features(x))
 
-    def forward_aux(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The logits, and the class token's own logits for the auxiliary loss (None without slow-fast blocks)."""
-        outputs, class_token = self._run(x)
-        aux = None if class_token is None else self.aux_head(self.aux_norm(class_token.squeeze(1)))
-        return self.forward_head(outputs[-1]), aux
+    def forward_aux(self, x: Tensor) -> tuple[Any, Tensor | None]:
+        """The logits, and the class token's own logits for the auxiliary loss (None where it has no classifier of its own)."""
+        features, class_token = self._features(x)
+        if class_token is None or self.arch.head.kind == "class_token":
+            return self.forward_head(features), None
+        return self.forward_head(features), self.aux_head(self.aux_norm(class_token.squeeze(1)))
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """timm's hook: whether training returns the logits of both heads instead of their mean."""
+        self.distilled_training = enable
 
     def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
                               output_fmt: str = "NCHW", intermediates_only: bool = False) -> Any:
         """timm's pyramid interface: outputs of the chosen stages (all by default, the last n for an int), NCHW or NHWC."""
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f"output_fmt must be NCHW or NHWC, not {output_fmt!r}")
-        chosen = self._chosen(indices)
+        chosen = [self.feature_stages[i] for i in self._chosen(indices)]
         outputs, _ = self._run(x, upto=max(chosen) if stop_early else None)
         maps = [self.norm(outputs[i]) if norm and i == len(self.stages) - 1 else outputs[i] for i in chosen]
         if output_fmt == "NCHW":
@@ -113,15 +182,16 @@ class Network(nn.Module):
     def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """timm's hook for backbones: drops the stages behind the last one used, and the head. Returns the stages' indices."""
         chosen = self._chosen(indices)
-        self.stages = self.stages[: max(chosen) + 1]
+        self.stages = self.stages[: self.feature_stages[max(chosen)] + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
-            self.head = nn.Identity()
+            self.num_classes = 0
+            self._make_classifiers()
         return chosen
 
     def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
-        count = len(self.arch.stages)
+        count = len(self.feature_stages)
         last = count if indices is None else indices
         wanted = list(range(count - last, count)) if isinstance(last, int) else list(last)
         chosen = [i + count if i < 0 else i for i in wanted]
@@ -129,22 +199,29 @@ class Network(nn.Module):
             raise ConfigError(f"stage indices {wanted} are not among 0 to {count - 1} (negative ones count from the end)")
         return chosen
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        return (self.head, self.head_dist) if self.arch.head.distillation else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier (and a new one for the class token) for `num_classes`; 0 leaves the features."""
-        if global_pool not in (None, "avg"):
-            raise ConfigError(f"global_pool must be 'avg', not {global_pool!r}")
+        """New classifiers for `num_classes`, the class token's and the distillation's too; 0 leaves the features."""
+        if global_pool not in (None, self.global_pool):
+            raise ConfigError(f"global_pool must be {self.global_pool!r}, not {global_pool!r}")
         self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        heads = [self.head]
-        if self.class_until is not None:
-            self.aux_head = nn.Linear(self.aux_norm.normalized_shape[0], num_classes) if num_classes else nn.Identity()
-            heads.append(self.aux_head)
-        for head in heads:
+        for head in self._make_classifiers():
             initialise(head)
+
+    def _make_classifiers(self) -> list[nn.Module]:
+        made = []
+        for name, dim in (("head", self.num_features), ("head_dist", self.num_features), ("aux_head", self._aux_dim)):
+            if hasattr(self, name):
+                setattr(self, name, nn.Linear(dim, self.num_classes) if self.num_classes else nn.Identity())
+                made.append(getattr(self, name))
+        return made
+
+    @property
+    def _aux_dim(self) -> int:
+        return 0 if self.class_until is None else self.arch.stages[self.class_until].embed_dim
 
     def no_weight_decay(self) -> set[str]:
         """Names excluded from weight decay beside the one-dimensional ones (timm's hook)."""
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in ("pos_embed", "class_token") or "table" in name}
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in _TABLES or "table" in name}

@@ -30,17 +30,19 @@ from nasvit.models.mixers.base import rows
 class Selection:
     """kept (B, k): raster positions of the kept tokens. restore (B, N): for each raster position its row in the slow
     path's [kept, representative], so k for every placeholder. weights (B, 1, N): the placeholders' shares of the
-    representative, 0 for kept tokens; they sum to 1."""
+    representative, 0 for kept tokens; they sum to 1. None: there is no representative, and placeholders pass by unchanged."""
 
     kept: Tensor
     restore: Tensor
-    weights: Tensor
+    weights: Tensor | None
 
 
-def select(score: Tensor, *, keep: int) -> Selection:
+def select(score: Tensor, *, keep: int, representative: bool = True) -> Selection:
     """(B, N) scores -> the `keep` highest. The choice itself has no gradient; the representative's weights have."""
     order = score.detach().argsort(dim=1, descending=True)
     restore = order.argsort(dim=1).clamp(max=keep)  # the inverse permutation is each token's rank
+    if not representative:
+        return Selection(kept=order[:, :keep], restore=restore, weights=None)
     placeholders = score * (restore == keep)
     weights = placeholders / placeholders.sum(dim=1, keepdim=True).clamp(min=1e-12)
     return Selection(kept=order[:, :keep], restore=restore, weights=weights.unsqueeze(1))
@@ -53,13 +55,17 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def slow_path(x: Tensor, selection: Selection) -> Tensor:
-    """(B, N, C) -> (B, k + 1, C): the kept tokens, then the representative."""
+    """(B, N, C) -> (B, k + 1, C): the kept tokens, then the representative if there is one."""
+    if selection.weights is None:
+        return take(x, selection.kept)
     return torch.cat([take(x, selection.kept), selection.weights @ x], dim=1)
 
 
 def restore(x: Tensor, change: Tensor, selection: Selection) -> Tensor:
     """(B, N, C) tokens and the (B, k + 1, C) change of the slow path -> (B, N, C): each kept token gets its own change,
     each placeholder the representative's."""
+    if selection.weights is None:
+        change = torch.nn.functional.pad(change, (0, 0, 0, 1))
     return x + take(change, selection.restore)
 
 

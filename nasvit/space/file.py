@@ -76,7 +76,8 @@ def _check_stage(file: SpaceFile, s: int, rules: StageRules, grid: Grid) -> None
     for share in rules.keep_ratio.values:
         first = kept.setdefault(keep_count(grid[0] * grid[1], float(share)), share)
         if first != share:
-            file.fail(rules.keep_ratio.key, f"keep_ratio {first} and {share} keep the same number of tokens of stage {s} ({grid[0]}x{grid[1]})")
+            same = f"keep_ratio {first} and {share} keep the same number of tokens of stage {s} ({grid[0]}x{grid[1]})"
+            file.fail(rules.keep_ratio.key, same)
     for dim in rules.embed_dim.values:
         hidden: dict[int, Scalar] = {}
         for ratio in rules.mlp_ratio.values:

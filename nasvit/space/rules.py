@@ -12,7 +12,8 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import TypeVar
 
-from nasvit.arch import Block, Grid, MixerSpec, Scalar, Stage, accepted, forced
+from nasvit.arch import Block, Grid, MixerSpec, Scalar, Stage
+from nasvit.vocabulary import accepted, forced
 from nasvit.yaml_file import KeyPath
 
 T = TypeVar("T")

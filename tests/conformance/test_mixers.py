@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nasvit.arch import VOCABULARY, Grid, MixerSpec, Scalar, check_mixer
+from nasvit.arch import Grid, MixerSpec, Scalar, check_mixer
 from nasvit.cost import count
 from nasvit.errors import ArchError
 from nasvit.models.mixers import MIXERS, Mixer, make_mixer, parameters_of
+from nasvit.vocabulary import VOCABULARY
 
 DIM = 8
 SQUARE, WIDE, ODD = (8, 8), (6, 10), (7, 5)  # WIDE: the sampled window does not divide it

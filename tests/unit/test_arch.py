@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem, forced
+from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem
 from nasvit.errors import ArchError
+from nasvit.vocabulary import forced
 
 
 def one_block(mixer: MixerSpec, *, size: int = 16, dim: int = 16, keep_ratio: float = 1.0) -> Arch:

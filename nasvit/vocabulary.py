@@ -1,0 +1,77 @@
+"""The vocabulary of mixer parameters: what a parameter of a given name means and accepts, wherever it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Scalar = int | float | bool | str
+Grid = tuple[int, int]
+
+Rule = Callable[[Any, int, Grid, Mapping[str, Scalar]], str | None]
+
+
+def _heads(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    if is_int(value) and value >= 1 and dim % value == 0:
+        return None
+    return f"a divisor of embed_dim {dim}: {_listed(d for d in range(1, dim + 1) if dim % d == 0)}"
+
+
+def _window(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    return None if is_int(value) and 1 <= value <= min(grid) else f"1 to {min(grid)}, the shorter side of the {grid[0]}x{grid[1]} map"
+
+
+def _shift(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    if not isinstance(value, bool):
+        return "true or false"
+    return "false where the window covers the map" if value and forced("shift", params, grid=grid) is False else None
+
+
+def _kernel(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    return None if is_int(value) and value >= 3 and value % 2 else "an odd number from 3"
+
+
+def _depth(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    tokens = grid[0] * grid[1]
+    deepest = (tokens & -tokens).bit_length() - 1  # 2-adic valuation: clusters must come out equal
+    return None if is_int(value) and 0 <= value <= deepest else f"0 to {deepest}: 2**cluster_depth must divide {tokens} tokens"
+
+
+def _overlap(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    depth: Any = params.get("cluster_depth", 0)
+    most = 0 if not is_int(depth) or depth <= 0 else grid[0] * grid[1] // 2 ** int(depth)
+    return None if is_int(value) and 0 <= value <= most else f"0 to {most} tokens at cluster_depth {depth}"
+
+
+VOCABULARY: dict[str, Rule] = {"num_heads": _heads, "window_size": _window, "shift": _shift, "kernel_size": _kernel,
+                               "cluster_depth": _depth, "overlap": _overlap}
+
+
+def accepted(name: str, params: Mapping[str, Scalar], *, embed_dim: int, grid: Grid) -> str | None:
+    """None if parameter `name` of `params` is possible at this width and grid, else what would be accepted there.
+
+    A name outside the vocabulary is the mixer's own; its constructor checks it.
+    """
+    rule = VOCABULARY.get(name)
+    return rule(params[name], embed_dim, grid, params) if rule else None
+
+
+def forced(name: str, params: Mapping[str, Scalar], *, grid: Grid) -> Scalar | None:
+    """The only value that `name` can have beside `params`, or None where there is a choice.
+
+    A window that covers the map's shorter side is not shifted (Swin's rule); an uncut map has no neighbour cluster.
+    """
+    if name == "shift" and "window_size" in params:
+        return False if int(params["window_size"]) >= min(grid) else None
+    if name == "overlap" and params.get("cluster_depth") == 0:
+        return 0
+    return None
+
+
+def is_int(value: Any) -> bool:
+    """Whether it is an integer, and not true or false."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(str(v) for v in values)
