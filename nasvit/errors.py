@@ -35,5 +35,9 @@ class TrainingError(NasvitError):
     """A training that cannot go on, for example because the loss is not finite."""
 
 
+class CheckpointError(NasvitError):
+    """A checkpoint that cannot be read, or does not fit the model; the message names the tensors."""
+
+
 class RunError(NasvitError):
     """A run directory that is missing, damaged, or belongs to another search."""
