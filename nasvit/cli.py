@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 the input is wrong. A NasvitError prints
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nasvit import __version__
-from nasvit.errors import ConfigError, NasvitError
+from nasvit.errors import ConfigError, NasvitError, RunError
 
 DEFAULT_SPACE = "hybrid_tiny"
 RUNS = Path("reports/runs")
@@ -79,7 +80,7 @@ def search(
     baseline: Annotated[list[str] | None, typer.Option(help="random or timm:NAME, under the same protocol; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: reports/runs/DATE-DATA-SPACE).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume although data, space or device differ; marked.")] = False,
+    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume although recipe, rungs, limits or data differ.")] = False,
 ) -> None:
     """Search architectures; at the end there is a report with their Pareto front."""
     from nasvit.experiment import Experiment, parse_limit
@@ -104,8 +105,11 @@ def search(
         summary = run(loaded, out=place, resume=resume, allow_drift=allow_drift, progress=display)
     if summary.get("evaluated"):
         _render(place)
+    elif summary.get("stopped_because") != "interrupted":
+        raise RunError(f"no architecture was evaluated: {summary.get('stopped_because')}; loosen the limits or change the space")
     if summary.get("stopped_because") == "interrupted":
-        error_console.print(f"Interrupted. Go on with: nasvit search --resume --out {place}", markup=False, highlight=False, soft_wrap=True)
+        again = f"nasvit search --resume --out {shlex.quote(str(place))}"
+        error_console.print(f"Interrupted. Go on with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 

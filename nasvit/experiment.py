@@ -80,7 +80,7 @@ class Experiment(BaseModel):
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=10_000)
     rungs: tuple[int, ...] | None = None
     eta: int = Field(default=2, ge=2, le=100)
-    recipe: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    recipe: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     baselines: tuple[str, ...] = ()
 
@@ -115,6 +115,15 @@ class Experiment(BaseModel):
         if not rungs or rungs[0] < 1 or any(b <= a for a, b in pairwise(rungs)):
             raise ValueError("must be training steps that grow from rung to rung, such as [60, 180, 540]")
         return rungs
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _recipe(cls, recipe: Any) -> Any:
+        """YAML 1.1 reads 1e-3 as text."""
+        if not isinstance(recipe, Mapping):
+            return recipe
+        exponent = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+        return {key: float(value) if isinstance(value, str) and exponent.fullmatch(value) else value for key, value in recipe.items()}
 
     @field_validator("image_size", mode="before")
     @classmethod

@@ -29,7 +29,8 @@ class Display:
 
     def __init__(self, *, title: str, console: Console) -> None:
         self.title, self.console = title, console
-        self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+        waiting = Panel("loading data, calibrating the device, starting workers", title=Text(title), title_align="left", border_style="dim")
+        self._live = Live(waiting, console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
         self._printed = -math.inf
 
     def __enter__(self) -> Self:
@@ -90,7 +91,7 @@ def picture(snapshot: Snapshot, *, title: str) -> Panel:
         bands.add_row(band, f"{accuracy:.2%}")
     body = Table.grid(padding=(0, 3))
     body.add_row(Text("\n".join(plot(snapshot.front)), no_wrap=True), Group(facts, Text(), bands))
-    return Panel(Group(top, Text(), body), title=title, title_align="left", border_style="dim")
+    return Panel(Group(top, Text(), body), title=Text(title), title_align="left", border_style="dim")
 
 
 def plot(front: Sequence[Point], *, width: int = PLOT_WIDTH, height: int = PLOT_HEIGHT) -> list[str]:

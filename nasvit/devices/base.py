@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ class Device(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """12 hex digits: the same for two processes whose latencies may be compared."""
+        """12 hex digits of place, runtime and settings; latencies of two fingerprints are never put in one column."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -133,12 +133,16 @@ class Device(ABC):
         """Peak memory of one inference in MB (10^6 bytes), parameters and input included."""
 
     def calibrate(self) -> float:
-        """Time the reference network alone, under the machine lock; sets and returns `reference_ms`."""
+        """Time the reference network alone, under the machine lock; sets and returns `reference_ms`.
+
+        The lower quartile of rounds: what disturbs a machine only ever adds time. Two calibrations of one machine still differ by
+        several percent, so latencies are comparable only where they share a `reference_ms`.
+        """
         reference = self._reference_call()
         with machine_lock.measuring(), _quiet(self.threads):
             warm_up(reference, clock=self.clock)
-            rounds = [median(self.clock(reference)[0] for _ in range(PAIRS)) for _ in range(2 * REPEATS)]
-        self.reference_ms = median(rounds)
+            rounds = [median(self.clock(reference)[0] for _ in range(PAIRS)) for _ in range(8 * REPEATS)]
+        self.reference_ms = quantiles(rounds, n=4)[0]
         return self.reference_ms
 
     def measure(self, module: nn.Module, *, input_shape: tuple[int, ...]) -> LatencyStats:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +18,8 @@ from nasvit.errors import ConfigError, MeasurementError
 
 
 def lock_path() -> Path:
-    """$NASVIT_LOCK, else one file in the system's temporary folder, the same for every user."""
-    return Path(os.environ.get("NASVIT_LOCK") or Path(tempfile.gettempdir()) / "nasvit-machine.lock")
+    """$NASVIT_LOCK, else one file in /tmp, the same for every user. Not $TMPDIR, which may be each user's or each job's own."""
+    return Path(os.environ.get("NASVIT_LOCK") or "/tmp/nasvit-machine.lock")
 
 
 def _open(path: Path) -> int:

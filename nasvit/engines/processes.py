@@ -102,8 +102,8 @@ class ProcessEngine(Engine):
         try:
             worker = self._worker(slot)
             answer = _exchange(worker, job.payload) if worker is not None else None
-        except OSError as error:
-            job.future.set_exception(WorkerError(f"a worker process could not be started: {error}"))
+        except Exception as error:  # whatever it is: a thread that ends here would leave the future open for ever
+            job.future.set_exception(WorkerError(f"a worker process could not be started ({type(error).__name__}: {error})"))
             return
         if answer is not None:
             _settle(job, answer)

@@ -129,8 +129,9 @@ def made_rows(run: Run) -> list[tuple[str, str]]:
         ("budget", _joined(made.get("budget"), f"stopped because: {made['stopped_because']}" if "stopped_because" in made else "")),
         ("seed", _joined(made.get("seed"))),
         ("wall time", _joined(_time(made, "wall_seconds"), _of(made, "sessions", "session(s)"))),
-        ("training, measuring", _joined(_time(made, "train_seconds"), _time(made, "measure_seconds"))),
-        ("share outside both", percent(made["overhead_share"]) if isinstance(made.get("overhead_share"), (int, float)) else ""),
+        ("training, measuring, waiting for a measurement",
+         _joined(*(_time(made, key) for key in ("train_seconds", "measure_seconds", "wait_seconds")))),
+        ("share outside all three", percent(made["overhead_share"]) if isinstance(made.get("overhead_share"), (int, float)) else ""),
         ("host", _joined(host.get("system"), _of(host, "cores", "cores"), _of(host, "memory_gb", "GB"))),
         ("drifted since the start", _joined(*env["drift"]) if isinstance(env.get("drift"), list) else ""),
         ("versions", _joined(*(f"{k} {env[k]}" for k in ("nasvit", "python", "torch", "optuna", "timm") if k in env)))]

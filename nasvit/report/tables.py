@@ -79,12 +79,12 @@ class Run:
 
 
 def load(run_dir: Path | str) -> Run:
-    """Read a run directory, finished or not. Raises RunError where it is missing or damaged."""
+    """Read a run directory, finished or not. Raises ConfigError where it is missing, RunError where it is damaged."""
     path = Path(run_dir)
     if not path.is_dir():
-        raise RunError(f"{path} is not a directory; give the folder that `nasvit search --out` wrote")
+        raise ConfigError(f"{path} is not a directory; give the folder that `nasvit search --out` wrote")
     if not (path / "experiment.yaml").exists() and not (path / "records.jsonl").exists():
-        raise RunError(f"{path} is not a run directory: it has neither experiment.yaml nor records.jsonl")
+        raise ConfigError(f"{path} is not a run directory: it has neither experiment.yaml nor records.jsonl")
     experiment, env, summary = (_mapping(path / name) for name in ("experiment.yaml", "env.json", "summary.json"))
     records = tuple(read(path / "records.jsonl"))
     names = _objectives(summary, experiment, path)
@@ -110,8 +110,8 @@ def hypervolume_so_far(records: Sequence[TrialRecord], names: Sequence[str], *, 
     value = 0.0
     for record in records:
         known = current.get(record.trial)
-        if reference is None or (known is not None and known.rung > record.rung):
-            continue
+        if reference is None or (known is not None and latest([known, record])[record.trial] is not record):
+            continue  # a promotion that failed leaves the value it had
         new = _points([record], names)
         others = _points(current.values(), names)
         current[record.trial] = record

@@ -95,7 +95,8 @@ def knee(points: Points) -> int:
 
 
 def pareto(records: Iterable[TrialRecord], names: Sequence[str]) -> list[TrialRecord]:
-    """The non-dominated complete records, each trial at its highest rung, cheapest first (by the last objective).
+    """The non-dominated complete records, each trial at its highest rung, cheapest first: by latency if it is an objective, else by
+    the first objective that is minimised.
 
     A trial stopped at a lower rung counts with the accuracy measured there, which can only understate it.
     """
@@ -104,5 +105,6 @@ def pareto(records: Iterable[TrialRecord], names: Sequence[str]) -> list[TrialRe
         return []
     points = to_minimised([r.objectives for r in done], names)
     keep = non_dominated(points)
-    order = np.argsort(points[:, -1], kind="stable")
+    costs = sorted((n for n in names if objective(n).direction == "minimize"), key=lambda n: n != "latency_ms")
+    order = np.argsort(points[:, list(names).index(costs[0]) if costs else 0], kind="stable")
     return [done[i] for i in order if keep[i]]

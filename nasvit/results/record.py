@@ -75,7 +75,10 @@ def _canonical(record: Mapping[str, Any]) -> str:
 
 def to_line(record: TrialRecord) -> str:
     """One line of a record file, with its newline."""
-    text = _canonical(asdict(record))
+    try:
+        text = _canonical(asdict(record))
+    except ValueError as error:  # a number that is not finite
+        raise RunError(f"trial {record.trial} cannot be written: {error}") from None
     return f'{{"crc":"{zlib.crc32(text.encode()):08x}","record":{text}}}\n'
 
 
@@ -101,6 +104,7 @@ def from_line(line: str) -> TrialRecord:
 def append(path: Path, record: TrialRecord) -> None:
     """Append one line and fsync it: when this returns, the record survives a power cut."""
     data = to_line(record).encode()
+    new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         before = os.fstat(descriptor).st_size
@@ -109,9 +113,20 @@ def append(path: Path, record: TrialRecord) -> None:
             if written != len(data):  # a full disk writes part of a line: take it back, so that the file stays whole
                 raise OSError(28, "No space left on device")
             os.fsync(descriptor)
+            if new:
+                _sync_folder(path.parent)
         except OSError as error:
             os.ftruncate(descriptor, before)
             raise RunError(f"cannot append to {path}: {error.strerror}; free some space and resume the run") from None
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    """A new file's name survives a power cut only with its folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -55,8 +55,10 @@ def make(name: str, *, data: DataSet, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         try:
             return timm.create_model(name, img_size=data.image_size, **given)
-        except TypeError:  # a model for any size
-            return timm.create_model(name, **given)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return timm.create_model(name, **given)  # a model for any size
 
 
 def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:
@@ -85,10 +87,15 @@ def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:
 def run_timm(names: Iterable[str], *, settings: Settings, engine: Submits, path: Path) -> list[TrialRecord]:
     """Evaluate the named models that the file does not have yet, each appended as it comes."""
     records = read(path, mend=True)
-    labels = [name for name in names if name.startswith("timm:") and name not in {r.label for r in records if r.status == "complete"}]
+    done = {r.label for r in records if r.status == "complete"}
+    labels = [name for name in dict.fromkeys(names) if name.startswith("timm:") and name not in done]
     futures = [engine.submit(evaluate_timm, settings, label, len(records) + n) for n, label in enumerate(labels)]
-    for future in futures:
-        record = future.result()
+    for number, (label, future) in enumerate(zip(labels, futures, strict=True), start=len(records)):
+        try:
+            record = future.result()
+        except Exception as error:  # the worker died: that the model does not fit this machine is an answer too
+            record = replace(TrialRecord(trial=number, status="failed", rung=len(settings.rungs), arch=None, arch_id=label, label=label,
+                                         versions=settings.versions, started=time.time()), **failure(error))
         append(path, record)
         records.append(record)
     return records

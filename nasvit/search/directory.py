@@ -14,7 +14,7 @@ from typing import Any
 
 import nasvit
 from nasvit.devices.local import cpu_model
-from nasvit.errors import RunError
+from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
 from nasvit.search.progress import counts
@@ -69,15 +69,20 @@ def claimed(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"another search is working in {out}; wait for it, or choose another --out") from None
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in out.iterdir()] == [".lock"]:  # nothing came of it: leave no trace
+                (out / ".lock").unlink()
+                out.rmdir()
 
 
 def check_new_or_resumed(out: Path, *, resume: bool) -> None:
-    """Raises RunError where a run would be overwritten, or where there is none to resume."""
+    """Raises ConfigError where a run would be overwritten, or where there is none to resume."""
     if not resume and (out / RECORDS).exists():
-        raise RunError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+        raise ConfigError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     if resume and not (out / "env.json").exists():
-        raise RunError(f"there is no run in {out} to resume; leave --resume away to begin one")
+        raise ConfigError(f"there is no run in {out} to resume; leave --resume away to begin one")
 
 
 def versions() -> dict[str, str]:
@@ -111,8 +116,8 @@ def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment,
 
 def summary(records: Sequence[TrialRecord], experiment: Experiment, *, stopped_because: str, wall_seconds: float,
             sessions: int) -> dict[str, Any]:
-    """The figures of a run. train, measure (counting and timing) and wait are sums over the workers; waiting for the machine
-    while another worker measures belongs to measuring; overhead_share is what is left of wall_seconds x workers."""
+    """The figures of a run. train, measure (counting and timing) and wait (for the machine, while another worker
+    measures) are sums over the workers; overhead_share is what the three leave of wall_seconds x workers."""
     done = counts(records)
     total = {key: sum(r.seconds.get(key, 0.0) for r in records) for key in ("train", "measure", "wait")}
     busy = sum(total.values())

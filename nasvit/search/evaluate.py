@@ -7,6 +7,7 @@ status "failed" and the reason, so that one bad architecture never ends a search
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 import traceback
@@ -23,7 +24,7 @@ from nasvit.arch import Arch
 from nasvit.cost import count
 from nasvit.data import DataSet, load
 from nasvit.devices import Device, machine_lock, open_device
-from nasvit.errors import NasvitError, RunError
+from nasvit.errors import MeasurementError, NasvitError, RunError, TrainingError
 from nasvit.models.build import build
 from nasvit.proxies import Score, short_train
 from nasvit.results.record import TrialRecord
@@ -33,7 +34,8 @@ from nasvit.training import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What all jobs of a run share. rungs: cumulative steps. memory: whether peak memory is asked for. run: the run directory."""
+    """What all jobs of a run share. rungs: cumulative steps. memory: whether peak memory is asked for. run: the run directory.
+    fingerprint: of the run's device; a worker on another one refuses to measure (empty: any)."""
 
     run: str
     data: str
@@ -45,6 +47,7 @@ class Settings:
     recipe: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, float] = field(default_factory=dict)
     memory: bool = False
+    fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -116,6 +119,9 @@ def gate(module: nn.Module, *, shape: tuple[int, ...], settings: Settings, recor
     seconds = {"wait": wait, "measure": counting}
     latency: dict[str, Any] | None = None
     target = device(settings)
+    if settings.fingerprint and target.fingerprint != settings.fingerprint:
+        raise MeasurementError(f"this worker's device has fingerprint {target.fingerprint}, the run's {settings.fingerprint}: their "
+                               "latencies cannot be compared; use workers of one kind")
     reason = passed(values, settings.limits)
     if reason is None:
         asked = time.perf_counter()
@@ -151,7 +157,10 @@ def promote(job: Job, blank: TrialRecord) -> TrialRecord:
 
 
 def finished(record: TrialRecord, *, score: Score, checkpoint: str | None) -> TrialRecord:
-    """The record with the score of its training."""
+    """The record with the score of its training. Raises TrainingError where a figure of it is not finite."""
+    odd = [name for name, value in {"score": score.value, **score.details}.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise TrainingError(f"the training gave {', '.join(odd)} that is not finite; lower the recipe's lr or set clip_grad")
     return replace(record, objectives={**record.objectives, "accuracy": score.value}, checkpoint=checkpoint,
                    seconds={**record.seconds, "train": score.seconds}, details={**record.details, **score.details})
 

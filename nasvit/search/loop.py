@@ -82,7 +82,7 @@ class Loop:
             for future in [f for f in self.flights if f.done() and not f.cancelled()]:
                 if future.exception() is None:  # a worker that the same Ctrl-C reached has no result
                     self._land(future)
-        self._report(None)
+        self._report(None, ended=True)
         return self.stopped or "budget"
 
     def _drain(self, *, new_trials: bool) -> None:
@@ -90,6 +90,8 @@ class Loop:
         self._fill(new_trials=new_trials)
         while self.flights:
             done, _ = wait(self.flights, timeout=1.0, return_when=FIRST_COMPLETED)
+            if not done:
+                self._report(None)  # the clock goes on
             for future in done:
                 self._land(future)
             self._fill(new_trials=new_trials)
@@ -116,10 +118,10 @@ class Loop:
         done, budget, failed = counts(self.records), self.experiment.budget, self.records[-1:]
         if self.experiment.minutes is not None and self.elapsed_s >= 60 * self.experiment.minutes:
             self.stopped, self.halted = "minutes", True
-        elif done.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0:
+        elif done.failed - self.before.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0:
             self.stopped, self.halted = f"the first {done.failed} trials failed, the last because: {failed[0].reason}", True
         elif done.rejected - self.before.rejected > PATIENCE * budget:
-            self.stopped = f"the limits leave nothing: {done.rejected} trials rejected, {done.evaluated} evaluated"
+            self.stopped = f"the limits leave too little: {done.rejected} trials rejected, {done.evaluated} evaluated"
         elif done.failed - self.before.failed > PATIENCE * budget:
             self.stopped = f"{done.failed} trials failed, {done.evaluated} evaluated"
 
@@ -169,10 +171,9 @@ class Loop:
         self.queue.extend(Flight(job=self._next_rung(record), proposal=None) for record in low)
         return bool(low)
 
-    def _report(self, last: TrialRecord | None) -> None:
+    def _report(self, last: TrialRecord | None, *, ended: bool = False) -> None:
         if self.progress is None:
             return
-        ended = None if last is not None else self.stopped or "budget"
         self.progress(snapshot(self.records, budget=self.experiment.budget, rungs=len(self.settings.rungs), last=last,
                                names=self.experiment.objectives, running=len(self.flights), elapsed_s=self.elapsed_s,
-                               before=self.before.evaluated, stopped_because=ended))
+                               before=self.before.evaluated, stopped_because=(self.stopped or "budget") if ended else None))

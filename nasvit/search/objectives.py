@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nasvit.errors import ConfigError
-from nasvit.experiment import LIMITED
-from nasvit.registry import unknown
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord
 
 ORDER = ("params_m", "macs_g", "peak_memory_mb", "latency_ms")
 """The order in which limits are checked, cheap before dear."""
-
-
-def check_limits(limits: Mapping[str, float]) -> None:
-    """Raises ConfigError for a limit on something that is not measured before training."""
-    for name in limits:
-        if name not in LIMITED:
-            raise ConfigError(unknown("limit", name, list(LIMITED)))
 
 
 def judged(values: Mapping[str, float], latency: Mapping[str, Any] | None) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nasvit.data import DataSet, describe, load
 from nasvit.devices import open_device
-from nasvit.engines import make_engine
+from nasvit.engines import ENGINES, make_engine
 from nasvit.errors import RunError
 from nasvit.experiment import Experiment, default_rungs
 from nasvit.models.space_check import check_space
@@ -18,7 +18,6 @@ from nasvit.results.record import TrialRecord, read
 from nasvit.search import baselines, directory
 from nasvit.search.evaluate import Job, Settings, evaluate
 from nasvit.search.loop import Loop
-from nasvit.search.objectives import check_limits
 from nasvit.search.progress import Progress, Snapshot
 from nasvit.search.samplers import make_sampler
 from nasvit.space import SearchSpace
@@ -43,8 +42,10 @@ class Bound:
 
 
 def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift: bool = False, progress: Progress | None = None,
-        evaluate: Callable[[Job], TrialRecord] = evaluate) -> dict[str, Any]:
+        evaluate: Callable[[Job], TrialRecord] = evaluate, reference_ms: float | None = None) -> dict[str, Any]:
     """Search into the run directory `out` and return its summary. `evaluate` is what a worker does with a job.
+
+    reference_ms: the scale of another run whose latencies shall be comparable; without it the device is calibrated.
 
     Raises ConfigError before the first trial for anything wrong in the experiment; RunError for a directory that holds
     another run, for drift on `resume` without `allow_drift`, and where every trial fails.
@@ -53,7 +54,7 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
     check(experiment)
     with directory.claimed(out):
         directory.check_new_or_resumed(out, resume=resume)
-        bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift)
+        bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift, reference_ms=reference_ms)
         experiment, records = bound.experiment, read(out / directory.RECORDS, mend=True)
         directory.write(out / "experiment.yaml", experiment.to_yaml())
         directory.write(out / "space.yaml", bound.space.to_yaml())
@@ -64,34 +65,44 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
     if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines:
         twin = experiment.model_copy(update={"sampler": "random", "baselines": ()})
         place = out / "baselines" / "random"
-        run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=progress, evaluate=evaluate)
+        other = run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=progress, evaluate=evaluate,
+                    reference_ms=bound.settings.reference_ms)
+        if other["stopped_because"] == "interrupted":
+            summary = {**summary, "stopped_because": "interrupted"}
     return summary
 
 
 def check(experiment: Experiment) -> None:
     """Raises ConfigError for names and settings that only the search can judge, before anything is spent."""
     make_sampler(experiment.sampler, seed=0)
-    check_limits(experiment.limits)
+    ENGINES[experiment.engine]
     Recipe.of(experiment.recipe)
     baselines.check(experiment.baselines)
 
 
-def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool) -> Bound:
+def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, reference_ms: float | None = None) -> Bound:
     """Load the data, fit the space to it, open and calibrate the device, and compare with the run's earlier sessions."""
     info = describe(experiment.data)
     natural = experiment.image_size or SearchSpace.load(experiment.space).fit_image_size(info.natural_size)
     space = SearchSpace.load(experiment.space, image_size=natural, in_channels=info.in_channels, num_classes=info.num_classes)
     check_space(space)
     data = load(experiment.data, seed=experiment.seed, image_size=natural)
+    places = {name: str(Path(value).resolve()) for name, value in (("data", experiment.data), ("space", experiment.space))
+              if Path(value).exists()}  # so that the run can be resumed from any folder, and workers find it
+    experiment = experiment.model_copy(update=places)
     if experiment.rungs is None:
         batch_size = Recipe.of(experiment.recipe).batch_size
         experiment = experiment.model_copy(update={"rungs": default_rungs(len(data.train), batch_size=batch_size)})
     before = directory.read_json(out / "env.json") if resume else {}
     device = open_device(experiment.device, threads=1)
-    if before and before["fingerprint"] == device.fingerprint:
-        device = open_device(experiment.device, threads=1, reference_ms=float(before["reference_ms"]))
-    else:
+    if before and before["fingerprint"] != device.fingerprint:
+        raise RunError(f"{out} cannot be resumed on this device: its fingerprint was {before['fingerprint']}, is {device.fingerprint}, and "
+                       "latencies of two devices never stand in one column; resume it where it began, or choose another --out")
+    scale = float(before["reference_ms"]) if before else reference_ms
+    if scale is None:
         device.calibrate()
+    else:
+        device = open_device(experiment.device, threads=1, reference_ms=scale)
     env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
            "reference_ms": device.reference_ms, "data": _about(data, kind=info.kind),
            "space": {"name": space.name, "size": space.size()}, "sessions": int(before.get("sessions", 0)) + 1}
@@ -108,7 +119,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool) 
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=natural, seed=experiment.seed, rungs=experiment.rungs or (), recipe=dict(experiment.recipe),
                         limits=dict(experiment.limits), versions=directory.versions(),
-                        memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
+                        fingerprint=device.fingerprint, memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
     return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted))
 
 
@@ -148,7 +159,10 @@ def _search(experiment: Experiment, bound: Bound, *, out: Path, records: list[Tr
         summary = write_summary(stopped)
         cancel = stopped == "interrupted"
         if not cancel:
-            baselines.run_timm(experiment.baselines, settings=bound.settings, engine=engine, path=out / "baselines.jsonl")
+            try:
+                baselines.run_timm(experiment.baselines, settings=bound.settings, engine=engine, path=out / "baselines.jsonl")
+            except KeyboardInterrupt:
+                cancel, summary = True, {**summary, "stopped_because": "interrupted"}
     except BaseException:
         cancel = True
         raise

@@ -125,7 +125,9 @@ class Proposer:
             return None
         self.study.enqueue_trial(dict(self.space.arch_parameters(arch)))
         trial = self._ask()
-        return self._take(trial, self.space.suggest(trial))
+        found = self.space.suggest(trial)
+        assert found.id == arch.id, "what was enqueued is what the space gives"
+        return self._take(trial, found)
 
     def _ask(self) -> optuna.Trial:
         with warnings.catch_warnings():
@@ -152,14 +154,15 @@ class Proposer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna's note on a value out of range: told below, and better
                 same = self.space.suggest(trial).id == record.arch_id
+            failed = record.status == "failed"
+            entered = create_trial(
+                state=TrialState.FAIL if failed else TrialState.COMPLETE, values=None if failed else self._values(record),
+                params=record.params, distributions=trial.distributions,
+                constraints=None if failed else {"limits": self._excess(record)})
         except (ValueError, ArchError):
             same = False
         if not same:
             raise RunError(f"trial {record.trial}: the space no longer gives architecture {record.arch_id} for its parameters; "
                            "it has changed since the run began: start a new run with another --out")
+        self.study.add_trial(entered)
         self.seen[record.arch_id] = record
-        failed = record.status == "failed"
-        self.study.add_trial(create_trial(
-            state=TrialState.FAIL if failed else TrialState.COMPLETE, values=None if failed else self._values(record),
-            params=record.params, distributions=trial.distributions,
-            constraints=None if failed else {"limits": self._excess(record)}))

@@ -103,7 +103,7 @@ def test_a_run_is_never_overwritten_and_never_mixed(tmp_path: Path) -> None:
     out = tmp_path / "run"
     small(out)
     before = read(out / "records.jsonl")
-    with pytest.raises(RunError, match="--resume"):
+    with pytest.raises(ConfigError, match="--resume"):
         small(out)
     with pytest.raises(RunError, match=r"seed \(was 0, is 1\)"):
         small(out, resume=True, seed=1)
@@ -118,13 +118,16 @@ def test_a_run_is_never_overwritten_and_never_mixed(tmp_path: Path) -> None:
 
 
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no run"):
+    with pytest.raises(ConfigError, match="there is no run"):
         small(tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
 
 
 @pytest.mark.parametrize(("values", "text"), [({"sampler": "tep"}, "did you mean 'tpe'"),
                                               ({"recipe": {"learning_rate": 1.0}}, "accepted: .*lr"),
-                                              ({"baselines": ("timm:levit_128z",)}, "levit_128s"), ({"recipe": {"lr": -1.0}}, "lr")])
+                                              ({"baselines": ("timm:levit_128z",)}, "levit_128s"), ({"recipe": {"lr": -1.0}}, "lr"),
+                                              ({"engine": "proceses"}, "did you mean 'processes'"), ({"data": "digit"}, "digits"),
+                                              ({"device": "gpu"}, "cuda")])
 def test_wrong_names_are_refused_before_anything_is_written(values: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=text):
         small(tmp_path / "run", **values)
@@ -156,6 +159,6 @@ def test_a_real_search_measures_trains_promotes_and_compares(tmp_path: Path) -> 
 def test_a_limit_is_checked_on_what_was_counted_before_anything_is_measured_or_trained(tmp_path: Path) -> None:
     summary = run(experiment(budget=1, engine="inline", limits={"params_m": 1e-6}), out=tmp_path / "run")
     records = read(tmp_path / "run" / "records.jsonl")
-    assert "the limits leave nothing" in summary["stopped_because"]
+    assert "the limits leave too little" in summary["stopped_because"]
     assert {(r.status, r.rung) for r in records} == {("rejected", 0)}
     assert all("params_m" in str(r.reason) and r.latency is None and r.seconds["train"] == 0 for r in records)

@@ -64,6 +64,8 @@ def test_a_usage_error_is_exit_code_2(argv: list[str]) -> None:
 
 
 def test_a_failed_run_is_exit_code_1_and_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment.yaml").write_text("{}")
+    (tmp_path / "records.jsonl").write_text("torn\n")
     assert cli.main(["report", str(tmp_path)]) == 1
     assert "nasvit: " in capsys.readouterr().err
     with pytest.raises(NasvitError):
@@ -102,11 +104,19 @@ def test_an_interrupted_search_says_how_to_go_on(
     assert f"--resume --out {tmp_path / 'run'}" in capsys.readouterr().err
 
 
+def test_a_search_that_evaluated_nothing_has_failed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("nasvit.search.run", lambda *_, **__: {"evaluated": 0, "stopped_because": "the limits leave too little"})
+    assert cli.main(["search", "--out", str(tmp_path / "run")]) == 1
+    assert "no architecture was evaluated: the limits leave too little" in capsys.readouterr().err
+
+
 def test_resume_takes_the_experiment_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("nasvit.search.run", lambda experiment, **_: seen.update(e=experiment) or {})
+    ended = {"evaluated": 0, "stopped_because": "interrupted"}
+    monkeypatch.setattr("nasvit.search.run", lambda experiment, **_: seen.update(e=experiment) or ended)
     (tmp_path / "experiment.yaml").write_text("space: slide_only\nseed: 11\n")
-    assert cli.main(["search", "--resume", "--out", str(tmp_path)]) == 0
+    assert cli.main(["search", "--resume", "--out", str(tmp_path)]) == 1
     assert (seen["e"].space, seen["e"].seed) == ("slide_only", 11)
 
 

@@ -60,3 +60,9 @@ def test_on_a_terminal_there_is_the_live_picture() -> None:
     text = io.StringIO()
     Console(file=text, width=110).print(picture(snap(), title="t"))
     assert "best accuracy" in text.getvalue() and "90.00%" in text.getvalue()
+
+
+def test_a_title_with_brackets_is_shown_as_it_is() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(picture(snap(), title="search on data[/b] [red]"))
+    assert "data[/b] [red]" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nasvit.errors import RunError
+from nasvit.errors import ConfigError, RunError
 from nasvit.report import Run, load
 from nasvit.report.tables import hypervolume_so_far
 from nasvit.results.front import hypervolume, pareto, to_minimised
@@ -54,6 +54,8 @@ def test_hypervolume_follows_a_promotion_that_lowers_the_accuracy(run: Run) -> N
     table = hypervolume_so_far([base, other, worse], ["accuracy", "latency_ms"], reference=reference)
     assert table["evaluated"].tolist() == [1, 2]
     assert table["hypervolume"].tolist() == pytest.approx([0.8, 0.5])
+    failed = replace(base, status="failed", rung=base.rung + 1, objectives={}, reason="out of memory")
+    assert hypervolume_so_far([base, failed], ["accuracy", "latency_ms"], reference=reference)["evaluated"].tolist() == [1]
 
 
 def test_best_respects_the_limit_and_says_what_would_be_possible(run: Run) -> None:
@@ -132,9 +134,9 @@ def test_a_damaged_network_is_named_by_its_trial(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_foreign_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="not a directory"):
+    with pytest.raises(ConfigError, match="not a directory"):
         load(tmp_path / "absent")
-    with pytest.raises(RunError, match="not a run directory"):
+    with pytest.raises(ConfigError, match="not a run directory"):
         load(tmp_path)
 
 

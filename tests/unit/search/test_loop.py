@@ -51,6 +51,12 @@ def test_a_space_smaller_than_the_budget_is_searched_whole(tmp_path: Path) -> No
     assert counts(loop.records).evaluated == 6
 
 
+def test_a_search_stopped_by_its_first_failures_can_be_resumed_when_they_are_mended(tmp_path: Path) -> None:
+    broken = make_loop(tmp_path, budget=5, evaluate=lambda job: replace(fake_evaluate(job), status="failed", objectives={}, reason="no disk"))
+    assert broken.run().startswith("the first")
+    assert make_loop(tmp_path, budget=5, records=broken.records).run() == "budget"
+
+
 def test_rejected_trials_do_not_count_to_the_budget(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, budget=10, limits={"latency_ms": 1.0})
     loop.run()
@@ -61,7 +67,7 @@ def test_rejected_trials_do_not_count_to_the_budget(tmp_path: Path) -> None:
 
 def test_limits_that_leave_nothing_end_the_search_with_that_reason(tmp_path: Path) -> None:
     loop = make_loop(tmp_path, budget=2, limits={"latency_ms": 0.001})
-    assert "the limits leave nothing" in loop.run()
+    assert "the limits leave too little" in loop.run()
     assert 40 < counts(loop.records).rejected < 50
 
 

@@ -77,3 +77,10 @@ def test_records_of_another_space_are_refused(tmp_path: Any) -> None:
     loop.run()
     with pytest.raises(RunError, match=r"the space no longer gives architecture"):
         proposer(SmallSpace(widths=1, depths=1, mlps=1), records=loop.records)
+
+
+def test_records_of_a_space_that_has_changed_are_refused_with_what_to_do() -> None:
+    asked = proposer(SmallSpace(widths=8))
+    records = [replace(evaluated(p), trial=n) for n, p in enumerate(iter(asked.propose, None)) if n < 20]
+    with pytest.raises(RunError, match="start a new run with another --out"):
+        proposer(SmallSpace(widths=2), records=records)
