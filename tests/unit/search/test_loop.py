@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nasvit.results.front import pareto
-from nasvit.results.record import read
+from nasvit.results.record import TrialRecord, read
+from nasvit.search.evaluate import Job
 from nasvit.search.progress import Snapshot, counts
 from tests.unit.search.fakes import Inline, SmallSpace, fake_evaluate, make_loop
 
@@ -52,7 +53,10 @@ def test_a_space_smaller_than_the_budget_is_searched_whole(tmp_path: Path) -> No
 
 
 def test_a_search_stopped_by_its_first_failures_can_be_resumed_when_they_are_mended(tmp_path: Path) -> None:
-    broken = make_loop(tmp_path, budget=5, evaluate=lambda job: replace(fake_evaluate(job), status="failed", objectives={}, reason="no disk"))
+    def fails(job: Job) -> TrialRecord:
+        return replace(fake_evaluate(job), status="failed", objectives={}, reason="no disk")
+
+    broken = make_loop(tmp_path, budget=5, evaluate=fails)
     assert broken.run().startswith("the first")
     assert make_loop(tmp_path, budget=5, records=broken.records).run() == "budget"
 
