@@ -160,6 +160,7 @@ def evaluate(
                 logits = module(_layout(normalise(pixels.to(where))))
             loss = loss + F.cross_entropy(logits.float(), labels, reduction="sum")
             right = right + (logits.argmax(dim=1) == labels).sum()
+            _finish(where, step_guard)
     return float(right) / len(images), float(loss) / len(images)
 
 
@@ -292,6 +293,7 @@ def _run(
             scaler.update()
             if average is not None:
                 average.update(step)
+            _finish(device, step_guard)
         losses.append(loss.detach())
         if device.type == "cpu" or step % _GPU_CHECK == 0 or step == steps - 1:
             _check_finite(losses, step, lr, steps=steps)
@@ -329,6 +331,12 @@ def _history(losses: list[float], *, steps: int, recipe: Recipe) -> tuple[tuple[
         entries.append({"step": float(last), "loss": sum(part) / len(part), "lr": learning_rate(last - 1, steps=steps, recipe=recipe)})
     tail = losses[-max(1, steps // 10) :]
     return tuple(entries), sum(tail) / len(tail)
+
+
+def _finish(device: torch.device, step_guard: StepGuard) -> None:
+    """A GPU works on after the step's last line; what a guard keeps apart must have ended inside it."""
+    if device.type == "cuda" and step_guard is not nullcontext:
+        torch.cuda.synchronize(device)
 
 
 def _amp_dtype() -> torch.dtype:
