@@ -17,14 +17,14 @@ from nasvit.vocabulary import Grid as Grid
 from nasvit.vocabulary import Scalar as Scalar
 from nasvit.vocabulary import accepted, is_int
 
-STEMS = ("conv", "patch", "patch_norm", "overlap_norm", "cswin", "levit")
-DOWNSAMPLES = ("conv", "none", "merge", "patch_norm", "overlap_norm", "levit")
+STEMS = ("conv", "conv_bias", "patch", "patch_norm", "overlap_norm", "cswin", "levit")
+DOWNSAMPLES = ("conv", "conv_bias", "none", "merge", "patch_norm", "overlap_norm", "levit")
 MLPS = ("gelu", "conv", "levit")
 HEADS = ("mean", "norm_mean", "class_token", "mean_kept")
 NORMS = ("layer", "batch")
 # Written only where they differ from their defaults, so that what most networks do not use is in no file.
 _OPTIONAL = {"arch": ("norm_eps", "representative"), "stage": ("downsample", "pos_embed"), "block": ("mlp",),
-             "head": ("norm", "distillation")}
+             "head": ("norm", "distillation", "feature_norms")}
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -108,9 +108,10 @@ def keep_count(tokens: int, keep_ratio: float) -> int:
 class Stage:
     """Blocks at one resolution and one width; the depth is `len(blocks)`.
 
-    downsample: how the stage begins, unless it is the first. "conv" (3x3 stride 2, batch norm), "merge" (Swin's patch merging),
-    "patch_norm" (2x2 stride 2, layer norm; PVT), "overlap_norm" (3x3 stride 2, layer norm; PVTv2, CSWin) and "levit" (attention
-    with every second query) halve the grid; "none" keeps grid and width, and only begins a new slow-fast segment.
+    downsample: how the stage begins, unless it is the first. "conv" (3x3 stride 2, batch norm), "conv_bias" (the same with
+    biases; CAS-ViT), "merge" (Swin's patch merging), "patch_norm" (2x2 stride 2, layer norm; PVT), "overlap_norm" (3x3 stride 2,
+    layer norm; PVTv2, CSWin) and "levit" (attention with every second query) halve the grid; "none" keeps grid and width, and only
+    begins a new slow-fast segment.
     pos_embed: learned positions are added to its first tokens (for the first stage the stem says that).
     """
 
@@ -135,10 +136,10 @@ class Stage:
 class Stem:
     """From image to the first grid of tokens.
 
-    kind: "conv", overlapping 3x3 stride-2 convolutions with batch norm and ReLU (stride 2, 4, 8 or 16; CAS-ViT), "levit", the same
-    with hardswish, none behind the last; "patch", one convolution with kernel = stride (ViT), "patch_norm", with layer norm (Swin,
-    PVT); "overlap_norm", kernel 2 * stride - 1 and layer norm (PVTv2), "cswin", the same with padding stride / 2. Image sizes must
-    be divisible by the stride for "patch", "patch_norm" and "cswin"; elsewhere grids round up.
+    kind: "conv", overlapping 3x3 stride-2 convolutions with batch norm and ReLU (stride 2, 4, 8 or 16), "conv_bias", the
+    same with biases (CAS-ViT), "levit", with hardswish, none behind the last; "patch", one convolution with kernel = stride (ViT),
+    "patch_norm", with layer norm (Swin, PVT); "overlap_norm", kernel 2 * stride - 1 and layer norm (PVTv2), "cswin", the same with
+    padding stride / 2. Image sizes must be divisible by the stride for "patch", "patch_norm" and "cswin"; elsewhere grids round up.
     pos_embed: learned absolute positions are added. class_token: the network has a class token from the start.
     """
 
@@ -150,7 +151,7 @@ class Stem:
     def __post_init__(self) -> None:
         _one_of("stem kind", self.kind, STEMS)
         _positive("stem stride", self.stride)
-        if self.kind in ("conv", "levit") and self.stride not in (2, 4, 8, 16):
+        if self.kind in ("conv", "conv_bias", "levit") and self.stride not in (2, 4, 8, 16):
             raise ArchError(f"a {self.kind} stem has stride 2, 4, 8 or 16, not {self.stride}")
         for name in ("pos_embed", "class_token"):
             _boolean(f"stem {name}", getattr(self, name))
@@ -171,19 +172,22 @@ class Head:
     kind: "mean" (mean of the patch tokens, norm, linear), "norm_mean" (norm, mean, linear), "class_token" (layer norm of the class
     token, linear; the token begins in the last stage unless the stem has it), "mean_kept" ("mean" over the tokens kept by the last
     segment). norm: "layer" or "batch". distillation: a second classifier beside it; the prediction is the mean of both.
+    feature_norms: each stage has one more norm, for its output as a feature map alone (CAS-ViT as a pyramid).
     """
 
     kind: str = "mean"
     norm: str = "layer"
     distillation: bool = False
+    feature_norms: bool = False
 
     def __post_init__(self) -> None:
         _one_of("head kind", self.kind, HEADS)
         _one_of("head norm", self.norm, NORMS)
         _boolean("head distillation", self.distillation)
+        _boolean("head feature_norms", self.feature_norms)
 
     def to_dict(self) -> dict[str, Any]:
-        return _filled({"kind": self.kind}, self, "norm", "distillation")
+        return _filled({"kind": self.kind}, self, "norm", "distillation", "feature_norms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +245,10 @@ class Arch:
         before, grid = self.stages[s - 1], self.grid(s - 1)
         if stage.downsample == "none" and stage.embed_dim != before.embed_dim:
             raise ArchError(f"stage {s}: downsample none keeps the width {before.embed_dim}, not {stage.embed_dim}")
+        last = before.blocks[-1].mixers[-1].name
+        if stage.downsample == "levit" and last != "levit":
+            raise ArchError(f"stage {s}: downsample levit has keys as wide as those of the levit mixer before it, and there is {last}; "
+                            f"accepted: {', '.join(d for d in DOWNSAMPLES if d != 'levit')}")
         if stage.downsample == "patch_norm" and (grid[0] % 2 or grid[1] % 2):
             raise ArchError(f"stage {s}: downsample patch_norm needs an even map before it, not {grid[0]}x{grid[1]}")
 

@@ -12,9 +12,14 @@ Rule = Callable[[Any, int, Grid, Mapping[str, Scalar]], str | None]
 
 
 def _heads(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    if is_int(value) and value >= 1 and dim % value == 0:
+    if "key_dim" in params:  # heads of a width of their own
+        return None if is_int(value) and value >= 1 else "a positive integer"
+    split: Any = params.get("split_size")
+    step = 2 if is_int(split) and int(split) < max(grid) else 1  # stripes both ways: half of the heads each
+    if is_int(value) and value >= 1 and dim % value == 0 and value % step == 0:
         return None
-    return f"a divisor of embed_dim {dim}: {_listed(d for d in range(1, dim + 1) if dim % d == 0)}"
+    which = "an even divisor" if step == 2 else "a divisor"
+    return f"{which} of embed_dim {dim}: {_listed(d for d in range(step, dim + 1, step) if dim % d == 0)}"
 
 
 def _window(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
@@ -31,6 +36,10 @@ def _kernel(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> s
     return None if is_int(value) and value >= 3 and value % 2 else "an odd number from 3"
 
 
+def _split(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    return None if is_int(value) and 1 <= value <= max(grid) else f"1 to {max(grid)}, the longer side of the {grid[0]}x{grid[1]} map"
+
+
 def _depth(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
     tokens = grid[0] * grid[1]
     deepest = (tokens & -tokens).bit_length() - 1  # 2-adic valuation: clusters must come out equal
@@ -44,7 +53,7 @@ def _overlap(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> 
 
 
 VOCABULARY: dict[str, Rule] = {"num_heads": _heads, "window_size": _window, "shift": _shift, "kernel_size": _kernel,
-                               "cluster_depth": _depth, "overlap": _overlap}
+                               "split_size": _split, "cluster_depth": _depth, "overlap": _overlap}
 
 
 def accepted(name: str, params: Mapping[str, Scalar], *, embed_dim: int, grid: Grid) -> str | None:

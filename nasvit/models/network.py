@@ -6,15 +6,16 @@ Legend: B images, H x W pixels or the grid, C channels of the last stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nasvit.arch import Arch
 from nasvit.errors import ConfigError
-from nasvit.models.blocks import CARRY_SCORE, StageModule
-from nasvit.models.layers import initialise, make_norm, trunc_normal_
+from nasvit.models.blocks import StageModule
+from nasvit.models.folding import affine, foldable, merge_linears_, scale_input_
+from nasvit.models.layers import ChannelBatchNorm, initialise, make_norm, trunc_normal_
 from nasvit.models.patch_embed import make_stem
 
 _TABLES = ("pos_embed", "class_token", "class_position")
@@ -42,15 +43,18 @@ class Network(nn.Module):
         self.pos_embed = self._positions(0) if arch.stem.pos_embed else None
         self._class_token_life()
 
-        rates = torch.linspace(0, drop_path, sum(len(s.blocks) for s in arch.stages)).tolist()
+        rates = torch.linspace(0, drop_path, sum(len(s.blocks) for s in arch.stages), device="cpu").tolist()
         self.stages = nn.ModuleList()
         scored = False
         for i, stage in enumerate(arch.stages):
             mine, rates = rates[: len(stage.blocks)], rates[len(stage.blocks):]
-            module = StageModule(arch, i, drop_paths=mine, class_enters=self._class_enters(i), scored=scored,
-                                 score_needed_after=self._score_needed_after(i), keeps_only=self._keeps_only(i))
+            module = StageModule(arch, i, drop_paths=mine, class_enters=self._class_enters(i), class_begins=i == self.class_from,
+                                 scored=scored, keeps_only=self._keeps_only(i))
             scored = module.leaves_scored
             self.stages.append(module)
+        used = False
+        for later in reversed(self.stages):
+            used = cast(StageModule, later).use_score(used)
         head = arch.head
         self.norm = make_norm(head.norm, dims[-1], eps=arch.norm_eps)
         self.head: nn.Module = nn.Identity()
@@ -61,9 +65,14 @@ class Network(nn.Module):
         if self.class_until is not None and head.kind != "class_token":
             self.aux_norm = make_norm(head.norm, dims[self.class_until], eps=arch.norm_eps)
             self.aux_head: nn.Module = nn.Identity()
+            if head.distillation:  # LeViT's class token learns from the teacher as well
+                self.aux_norm_dist = make_norm(head.norm, dims[self.class_until], eps=arch.norm_eps)
+                self.aux_head_dist: nn.Module = nn.Identity()
         self._make_classifiers()
         ends = [i for i in range(len(dims)) if i + 1 == len(dims) or arch.stages[i + 1].downsample != "none"]
         self.feature_stages = ends
+        if head.feature_norms:
+            self.feature_norms = nn.ModuleList(make_norm(head.norm, dims[i], eps=arch.norm_eps) for i in ends)
         self.feature_info = [{"num_chs": dims[i], "reduction": arch.stem.stride * 2**n, "module": f"stages.{i}"}
                              for n, i in enumerate(ends)]
         initialise(self)
@@ -95,15 +104,6 @@ class Network(nn.Module):
 
     def _class_enters(self, stage: int) -> bool:
         return self.class_from is not None and self.class_until is not None and self.class_from < stage <= self.class_until
-
-    def _score_needed_after(self, stage: int) -> bool:
-        """Whether a later stage selects tokens by a score that comes from this one."""
-        for later in self.arch.stages[stage + 1 :]:
-            if later.downsample not in CARRY_SCORE:
-                return False
-            if any(block.keep_ratio < 1 for block in later.blocks):
-                return True
-        return False
 
     def _keeps_only(self, stage: int) -> bool:
         return self.arch.head.kind == "mean_kept" and stage + 1 == len(self.arch.stages)
@@ -148,7 +148,7 @@ class Network(nn.Module):
         if pre_logits:
             return normed
         logits = self.head(normed)
-        if not self.arch.head.distillation:
+        if not hasattr(self, "head_dist"):
             return logits
         second = self.head_dist(self.norm_dist(pooled))
         return (logits, second) if self.training and self.distilled_training else (logits + second) / 2
@@ -156,12 +156,20 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return self.forward_head(self.forward_features(x))
 
-    def forward_aux(self, x: Tensor) -> tuple[Any, Tensor | None]:
-        """The logits, and the class token's own logits for the auxiliary loss (None where it has no classifier of its own)."""
+    def forward_aux(self, x: Tensor) -> tuple[Any, Any]:
+        """The logits, and the class token's own logits for the auxiliary loss (None where it has no classifier of its own).
+
+        A network with a distillation head has two of both: with `distilled_training` pairs, else their means.
+        """
         features, class_token = self._features(x)
-        if class_token is None or self.arch.head.kind == "class_token":
+        if class_token is None or not hasattr(self, "aux_head"):
             return self.forward_head(features), None
-        return self.forward_head(features), self.aux_head(self.aux_norm(class_token.squeeze(1)))
+        token = class_token.squeeze(1)
+        own = self.aux_head(self.aux_norm(token))
+        if hasattr(self, "aux_head_dist"):
+            second = self.aux_head_dist(self.aux_norm_dist(token))
+            own = (own, second) if self.training and self.distilled_training else (own + second) / 2
+        return self.forward_head(features), own
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """timm's hook: whether training returns the logits of both heads instead of their mean."""
@@ -169,12 +177,18 @@ class Network(nn.Module):
 
     def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
                               output_fmt: str = "NCHW", intermediates_only: bool = False) -> Any:
-        """timm's pyramid interface: outputs of the chosen stages (all by default, the last n for an int), NCHW or NHWC."""
+        """timm's pyramid interface: outputs of the chosen stages (all by default, the last n for an int), NCHW or NHWC.
+
+        With the head's feature_norms each is normalised on its own; else the last one by the head's norm, where `norm` asks for it.
+        """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f"output_fmt must be NCHW or NHWC, not {output_fmt!r}")
         chosen = [self.feature_stages[i] for i in self._chosen(indices)]
         outputs, _ = self._run(x, upto=max(chosen) if stop_early else None)
-        maps = [self.norm(outputs[i]) if norm and i == len(self.stages) - 1 else outputs[i] for i in chosen]
+        if self.arch.head.feature_norms:
+            maps = [self.feature_norms[self.feature_stages.index(i)](outputs[i]) for i in chosen]
+        else:
+            maps = [self.norm(outputs[i]) if norm and i == len(self.stages) - 1 else outputs[i] for i in chosen]
         if output_fmt == "NCHW":
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         return maps if intermediates_only else (outputs[-1], maps)
@@ -183,9 +197,13 @@ class Network(nn.Module):
         """timm's hook for backbones: drops the stages behind the last one used, and the head. Returns the stages' indices."""
         chosen = self._chosen(indices)
         self.stages = self.stages[: self.feature_stages[max(chosen)] + 1]
+        if self.arch.head.feature_norms:
+            self.feature_norms = self.feature_norms[: max(chosen) + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
+            for stage in self.stages:
+                cast(StageModule, stage).keeps_only = False  # nothing predicts from the kept tokens now: the maps are whole
             self.num_classes = 0
             self._make_classifiers()
         return chosen
@@ -200,7 +218,7 @@ class Network(nn.Module):
         return chosen
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        return (self.head, self.head_dist) if self.arch.head.distillation else self.head
+        return (self.head, self.head_dist) if hasattr(self, "head_dist") else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New classifiers for `num_classes`, the class token's and the distillation's too; 0 leaves the features."""
@@ -212,7 +230,8 @@ class Network(nn.Module):
 
     def _make_classifiers(self) -> list[nn.Module]:
         made = []
-        for name, dim in (("head", self.num_features), ("head_dist", self.num_features), ("aux_head", self._aux_dim)):
+        for name, dim in (("head", self.num_features), ("head_dist", self.num_features), ("aux_head", self._aux_dim),
+                          ("aux_head_dist", self._aux_dim)):
             if hasattr(self, name):
                 setattr(self, name, nn.Linear(dim, self.num_classes) if self.num_classes else nn.Identity())
                 made.append(getattr(self, name))
@@ -221,6 +240,30 @@ class Network(nn.Module):
     @property
     def _aux_dim(self) -> int:
         return 0 if self.class_until is None else self.arch.stages[self.class_until].embed_dim
+
+    def deploy_(self) -> None:
+        """One classifier, with the batch norm before it inside; the auxiliary classifier goes."""
+        for name in ("aux_head", "aux_norm", "aux_head_dist", "aux_norm_dist"):
+            if hasattr(self, name):
+                delattr(self, name)
+        if not isinstance(self.head, nn.Linear):
+            return
+        heads: list[Any] = [self.head]
+        norms: list[Any] = [self.norm]
+        if hasattr(self, "head_dist"):
+            heads.append(self.head_dist)
+            norms.append(self.norm if self._norm_first else self.norm_dist)
+        if isinstance(self.norm, ChannelBatchNorm) and foldable(self.norm.bn):
+            for head, norm in zip(heads, norms, strict=True):
+                scale_input_(head, *affine(norm.bn))
+            self.norm = nn.Identity()
+        elif len(heads) == 2 and not self._norm_first:  # both layer norms normalise alike, and differ in scale and shift alone
+            for head, norm in zip(heads, norms, strict=True):
+                scale_input_(head, norm.weight.double(), norm.bias.double())
+            self.norm = nn.LayerNorm(self.num_features, eps=self.arch.norm_eps, elementwise_affine=False)
+        if len(heads) == 2:
+            merge_linears_(*heads)
+            del self.head_dist, self.norm_dist
 
     def no_weight_decay(self) -> set[str]:
         """Names excluded from weight decay beside the one-dimensional ones (timm's hook)."""

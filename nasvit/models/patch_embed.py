@@ -12,21 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasvit.arch import Arch
+from nasvit.models.folding import fold_norm_
 from nasvit.models.mixers.base import to_channels_first, to_channels_last
 
 
 class ConvStem(nn.Module):
     """(B, in, H, W) -> (B, ceil(H/stride), ceil(W/stride), dim): one 3x3 stride-2 convolution, batch norm and activation per factor
-    of 2, the width doubling up to dim. CAS-ViT's has ReLU behind each; LeViT's has hardswish between them."""
+    of 2, the width doubling up to dim. CAS-ViT's has biases and ReLU behind each; LeViT's has hardswish between them."""
 
-    def __init__(self, in_channels: int, dim: int, *, stride: int, levit: bool = False) -> None:
+    def __init__(self, in_channels: int, dim: int, *, stride: int, levit: bool = False, bias: bool = False) -> None:
         super().__init__()
         steps = stride.bit_length() - 1
         widths = [in_channels, *(max(1, dim >> (steps - 1 - i)) for i in range(steps))]
         layers = []
         for step, (a, b) in enumerate(pairwise(widths), start=1):
             active: list[nn.Module] = [nn.ReLU()] if not levit else [nn.Hardswish()] if step < steps else []
-            layers.append(nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), *active))
+            layers.append(nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=bias), nn.BatchNorm2d(b), *active))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,8 +54,8 @@ class PatchStem(nn.Module):
 def make_stem(arch: Arch) -> nn.Module:
     """The stem an Arch asks for."""
     kind, stride, dim, eps = arch.stem.kind, arch.stem.stride, arch.stages[0].embed_dim, arch.norm_eps
-    if kind in ("conv", "levit"):
-        return ConvStem(arch.in_channels, dim, stride=stride, levit=kind == "levit")
+    if kind in ("conv", "conv_bias", "levit"):
+        return ConvStem(arch.in_channels, dim, stride=stride, levit=kind == "levit", bias=kind == "conv_bias")
     if kind in ("patch", "patch_norm"):
         return PatchStem(arch.in_channels, dim, stride=stride, norm=kind == "patch_norm", eps=eps)
     padding = stride - 1 if kind == "overlap_norm" else stride // 2
@@ -64,13 +65,16 @@ def make_stem(arch: Arch) -> nn.Module:
 class ConvDownsample(nn.Module):
     """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C'): 3x3 stride-2 convolution and batch norm (CAS-ViT's patch embedding)."""
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(self, dim: int, out_dim: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(out_dim)
+        self.proj = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=bias)
+        self.norm: nn.Module = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return to_channels_last(self.norm(self.proj(to_channels_first(x)))).contiguous()
+
+    def deploy_(self) -> None:
+        self.norm = fold_norm_(self.proj, self.norm)
 
 
 class PatchDownsample(nn.Module):
@@ -113,4 +117,4 @@ def make_downsample(kind: str, *, dim: int, out_dim: int, eps: float) -> nn.Modu
         return PatchMerging(dim, out_dim, eps=eps)
     if kind in ("patch_norm", "overlap_norm"):
         return PatchDownsample(dim, out_dim, kernel_size=2 if kind == "patch_norm" else 3, eps=eps)
-    return ConvDownsample(dim, out_dim)
+    return ConvDownsample(dim, out_dim, bias=kind == "conv_bias")

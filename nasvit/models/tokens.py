@@ -69,7 +69,7 @@ def restore(x: Tensor, change: Tensor, selection: Selection) -> Tensor:
     return x + take(change, selection.restore)
 
 
-def update_score(score: Tensor, class_row: Tensor, *, tradeoff: float, selection: Selection | None = None) -> Tensor:
+def update_score(score: Tensor, class_row: Tensor, *, tradeoff: float | Tensor, selection: Selection | None = None) -> Tensor:
     """(1 - tradeoff) * score + tradeoff * class_row. class_row is (B, N), or (B, k) with a selection: then the
     placeholders' scores stay."""
     if selection is None:

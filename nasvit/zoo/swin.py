@@ -32,14 +32,17 @@ def swin_arch(*, image_size: Grid, in_channels: int, num_classes: int, embed_dim
                 stages=tuple(stage(s, depth) for s, depth in enumerate(depths)), head=Head(kind="norm_mean"))
 
 
-def around(checkpoint: Checkpoint, arch: Arch, *, head: str = "head") -> dict[str, Tensor]:
-    """Everything but the blocks' mixers, from Swin's official names: embedding, merging, norms, MLPs, head."""
+def around(checkpoint: Checkpoint, arch: Arch, *, head: str = "head", merging_leads: bool = False) -> dict[str, Tensor]:
+    """Everything but the blocks' mixers, from Swin's official names: embedding, merging, norms, MLPs, head.
+
+    merging_leads: the patch merging stands at the beginning of a stage (timm, with the head `head.fc`), not at the end of the one before.
+    """
     ours = {**checkpoint.take_all("patch_embed.proj", "stem.proj"), **checkpoint.take_all("patch_embed.norm", "stem.norm"),
             **checkpoint.take_all("norm", "norm"), **checkpoint.take_all(head, "head")}
     for s, stage in enumerate(arch.stages):
         if s:
             for part in ("norm", "reduction"):
-                ours |= checkpoint.take_all(f"layers.{s - 1}.downsample.{part}", f"stages.{s}.downsample.{part}")
+                ours |= checkpoint.take_all(f"layers.{s if merging_leads else s - 1}.downsample.{part}", f"stages.{s}.downsample.{part}")
         for b in range(len(stage.blocks)):
             theirs, to = f"layers.{s}.blocks.{b}", f"stages.{s}.blocks.{b}"
             ours |= checkpoint.take_all(f"{theirs}.norm1", f"{to}.norms.0")

@@ -30,6 +30,9 @@ class Mixer(nn.Module):
     default_initialisation: ClassVar[bool] = False
     """Whether its linear layers keep PyTorch's initialisation, as a paper that writes them as 1x1 convolutions has it."""
 
+    stochastic_depth: ClassVar[bool] = True
+    """Whether its residual branch is dropped at random where training asks for that."""
+
     token_sets: ClassVar[bool] = False
     """Whether it can run on any set of tokens: then it has `forward_tokens`."""
 
@@ -43,6 +46,10 @@ class Mixer(nn.Module):
         Only for mixers with `token_sets`.
         """
         raise NotImplementedError(f"{type(self).__name__} works on the whole grid only")
+
+    def tradeoff(self) -> Tensor | float | None:
+        """The share of this layer's class attention in the running score, of every layer after the first; None: the network's rule."""
+        return None
 
     @abstractmethod
     def macs(self) -> int:

@@ -6,12 +6,14 @@ Convolutions see (B, C, H, W) views that lie channels_last in memory; pointwise 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasvit.arch import Grid
+from nasvit.models.folding import fold_norm_, scale_input_
 from nasvit.models.mixers.base import MIXERS, Mixer, to_channels_first, to_channels_last
 
 
@@ -26,13 +28,20 @@ class SpatialOperation(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv = depthwise(dim)
-        self.norm = nn.BatchNorm2d(dim)
+        self.norm: nn.Module = nn.BatchNorm2d(dim)
         self.gate = nn.Linear(dim, 1, bias=False)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, 1), in (0, 1)"""
+        near = F.relu(self.norm(self.conv(to_channels_first(x))), inplace=True)
+        return self.gate(to_channels_last(near)).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)"""
-        near = F.relu(self.norm(self.conv(to_channels_first(x))))
-        return x * self.gate(to_channels_last(near)).sigmoid()  # (B, H, W, 1) spreads over C
+        return x * self.gates(x)
+
+    def deploy_(self) -> None:
+        self.norm = fold_norm_(self.conv, self.norm)
 
 
 class ChannelOperation(nn.Module):
@@ -42,10 +51,36 @@ class ChannelOperation(nn.Module):
         super().__init__()
         self.gate = nn.Linear(dim, dim, bias=False)
 
+    def gates(self, pooled: Tensor) -> Tensor:
+        """(B, C) -> (B, 1, 1, C), in (0, 1)"""
+        return self.gate(pooled).sigmoid()[:, None, None, :]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)"""
-        pooled = F.adaptive_avg_pool2d(to_channels_first(x), 1).flatten(1)  # (B, C)
-        return x * self.gate(pooled).sigmoid()[:, None, None, :]
+        return x * self.gates(x.mean(dim=(1, 2)))
+
+
+def gated(x: Tensor, operations: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """(B, H, W, C) -> x through the spatial operation, and the channel gates (B, 1, 1, C) still to be multiplied with it.
+
+    The mean of the gated tokens is a product of a row of gates with the tokens, so it is had without reading them again.
+    """
+    spatial, channel = cast(SpatialOperation, operations[0]), cast(ChannelOperation, operations[1])
+    gates = spatial.gates(x)
+    batch, height, width, dim = x.shape
+    tokens = height * width
+    pooled = torch.bmm(gates.view(batch, 1, tokens), x.view(batch, tokens, dim)).squeeze(1) / tokens
+    return times(x, gates), channel.gates(pooled)
+
+
+def times(x: Tensor, y: Tensor) -> Tensor:
+    """x * y, in the memory of x where no gradient will ask for it: the maps are large, and writing new ones is most of the time."""
+    return x * y if x.requires_grad or y.requires_grad else x.mul_(y)
+
+
+def plus_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """x + y * z, in the memory of x likewise."""
+    return torch.addcmul(x, y, z) if x.requires_grad or y.requires_grad or z.requires_grad else x.addcmul_(y, z)
 
 
 @MIXERS.register("catm")
@@ -61,7 +96,7 @@ class CATMMixer(Mixer):
     def __init__(self, dim: int, *, resolution: Grid, qkv_bias: bool = False) -> None:
         super().__init__()
         self.dim, self.resolution = dim, resolution
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv: nn.Linear | nn.ModuleList = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.gates_q = nn.Sequential(SpatialOperation(dim), ChannelOperation(dim))
         self.gates_k = nn.Sequential(SpatialOperation(dim), ChannelOperation(dim))
         self.mix = depthwise(dim)
@@ -69,9 +104,36 @@ class CATMMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)"""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        context = self.mix(to_channels_first(self.gates_q(q) + self.gates_k(k)))
-        return to_channels_last(self.proj(context * to_channels_first(v)))
+        q, k, v = self.project(x)
+        (q, q_channels), (k, k_channels) = gated(q, self.gates_q), gated(k, self.gates_k)
+        context = self.mix(to_channels_first(plus_product(times(q, q_channels), k, k_channels)))
+        return to_channels_last(self.proj(times(context, to_channels_first(v))))
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """(B, H, W, C) -> q, k and v, each (B, H, W, C) in a memory of its own: what follows reads and writes them one by one."""
+        if isinstance(self.qkv, nn.ModuleList):
+            return [layer(x) for layer in self.qkv]
+        return [F.linear(x, weight, bias) for weight, bias in self._thirds(self.qkv)]
+
+    @staticmethod
+    def _thirds(qkv: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
+        biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
+        return list(zip(qkv.weight.chunk(3), biases, strict=True))
+
+    def absorb_norm_(self, scale: Tensor, shift: Tensor) -> None:
+        """The norm before the mixer goes into the projection, which then has a bias."""
+        scale_input_(cast(nn.Linear, self.qkv), scale, shift)
+
+    def deploy_(self) -> None:
+        """q, k and v become three linear layers."""
+        thirds = nn.ModuleList()
+        for weight, bias in self._thirds(cast(nn.Linear, self.qkv)):
+            layer = nn.Linear(self.dim, self.dim, bias=bias is not None, device="meta")
+            layer.weight = nn.Parameter(weight.detach().clone())
+            if bias is not None:
+                layer.bias = nn.Parameter(bias.detach().clone())
+            thirds.append(layer)
+        self.qkv = thirds
 
     def macs(self) -> int:
         """Multiply-adds of one image: qkv, four depthwise convolutions, and norm, gate and pooling of q and of k."""

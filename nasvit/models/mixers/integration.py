@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasvit.arch import Grid
+from nasvit.models.folding import fold_norm_
 from nasvit.models.mixers.base import MIXERS, Mixer, to_channels_first, to_channels_last
 
 
@@ -17,12 +18,13 @@ class IntegrationMixer(Mixer):
 
     norm: ClassVar[str] = "none"
     default_initialisation: ClassVar[bool] = True
+    stochastic_depth: ClassVar[bool] = False
 
     def __init__(self, dim: int, *, resolution: Grid) -> None:
         super().__init__()
         self.dim, self.resolution = dim, resolution
         self.expand = nn.Linear(dim, dim)
-        self.norm_inner = nn.BatchNorm2d(dim)
+        self.norm_inner: nn.Module = nn.BatchNorm2d(dim)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.project = nn.Linear(dim, dim)
 
@@ -30,6 +32,10 @@ class IntegrationMixer(Mixer):
         """(B, H, W, C) -> (B, H, W, C)"""
         near = self.conv(self.norm_inner(to_channels_first(self.expand(x))))
         return self.project(F.gelu(to_channels_last(near)))
+
+    def deploy_(self) -> None:
+        """The norm goes into the linear layer before it."""
+        self.norm_inner = fold_norm_(self.expand, self.norm_inner)
 
     def macs(self) -> int:
         """Multiply-adds of one image; batch norm counts 2 per element."""
