@@ -68,7 +68,8 @@ def arch(*, image_size: Grid, in_channels: int, num_classes: int, embed_dim: int
     slow = any(ratio < 1 for ratio in keep_ratios)
     return Arch(image_size=image_size, in_channels=in_channels, num_classes=num_classes,
                 stem=Stem(kind="patch", stride=patch_size, pos_embed=True, class_token=True), stages=stages,
-                head=Head(kind="mean_kept" if prunecls else "mean"), norm_eps=1e-6, representative=representative or not slow)
+                head=Head(kind="mean_kept" if prunecls and keep_ratios[-1] < 1 else "mean"), norm_eps=1e-6,
+                representative=representative or not slow)
 
 
 def layers(arch: Arch) -> list[str]:
@@ -119,7 +120,7 @@ def from_deit(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
 
 FAMILIES.register("evo_deit")(Family(name="evo_deit", arch=arch, official=official, relatives={"visiontransformer": from_deit}))
 
-default_cfgs = generate_default_cfgs({f"evo_deit_{size}.authors_in1k": cfg("stem.proj", license="apache-2.0", pool_size=(14, 14))
+default_cfgs = generate_default_cfgs({f"evo_deit_{size}.authors_in1k": cfg("stem.proj", license="none stated", pool_size=(14, 14))
                                       for size in ("tiny", "small", "base")})
 
 

@@ -170,7 +170,7 @@ def from_levit(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
 FAMILIES.register("evo_levit")(Family(name="evo_levit", arch=arch, official=official,
                                       relatives={"levit": from_levit, "levitdistilled": from_levit}))
 
-default_cfgs = generate_default_cfgs({f"evo_levit_{size}.authors_in1k": cfg("stem.layers.0.0", license="apache-2.0", pool_size=(4, 4),
+default_cfgs = generate_default_cfgs({f"evo_levit_{size}.authors_in1k": cfg("stem.layers.0.0", license="none stated", pool_size=(4, 4),
                                                                             classifier=("head", "head_dist"))
                                       for size in ("128s", "128", "192", "256", "384")})
 

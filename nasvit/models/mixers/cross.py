@@ -5,6 +5,8 @@ Legend: as in base; s split_size, S stripes of r x c tokens, n = r*c, Hp x Wp th
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,5 +112,5 @@ class CrossWindowMixer(Mixer):
 
     def macs(self) -> int:
         """Multiply-adds of one image: projections on the map itself, and each branch."""
-        branches: list[StripeAttention] = list(self.branches)  # type: ignore[arg-type]
-        return self.resolution[0] * self.resolution[1] * 4 * self.dim**2 + sum(branch.macs() for branch in branches)
+        branches = sum(cast(StripeAttention, branch).macs() for branch in self.branches)
+        return self.resolution[0] * self.resolution[1] * 4 * self.dim**2 + branches

@@ -62,12 +62,12 @@ def _split_ratio(q: Tensor, inverse_norm: Tensor, iterations: int, assign: str, 
     The first centroids are the means of the halves of the list as it stands: its order matters.
     """
     lists, size, dim = q.shape
-    columns = q.transpose(1, 2)
+    columns, sharpness = q.transpose(1, 2), inverse_norm * temperature
     centroids = F.normalize(q.view(lists, 2, size // 2, dim).sum(dim=2), dim=-1)  # (G, 2, d)
     for _ in range(iterations):
         if assign == "soft":  # softmax over two is the sigmoid of the difference, of either sign
-            differences = (centroids - centroids.flip(1)) * temperature @ columns  # (G, 2, d) @ (G, d, s)
-            weights = differences.mul_(inverse_norm).sigmoid_()
+            differences = (centroids - centroids.flip(1)) @ columns  # (G, 2, d) @ (G, d, s)
+            weights = differences.mul_(sharpness).sigmoid_()
         else:
             rank = ascending(ascending(_ratio(centroids, columns, inverse_norm)))
             nearer = (rank >= size // 2).to(q.dtype).unsqueeze(1)

@@ -62,14 +62,23 @@ def arch_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Arch:
     return replace(found, stages=tuple(replace(s, blocks=s.blocks[:1] + s.blocks[1:][-1:]) for s in found.stages))
 
 
-def zoo_models() -> list[Any]:
-    """Every registered model; all but the first of each module are slow, for they only differ in size."""
-    found = []
+def registered() -> dict[str, list[str]]:
+    """Module of the zoo -> the models it registers, the smallest first."""
+    found = {}
     for module in pkgutil.iter_modules(nasvit.zoo.__path__):
         names = timm.list_models(module=module.name)
         smallest = next((n for size in ("xs", "tiny", "128s", "b1") for n in names if n.endswith(size)), names[0] if names else None)
-        found += [pytest.param(n, marks=[] if n == smallest else pytest.mark.slow) for n in names]
-    return found
+        found[module.name] = sorted(names, key=lambda n, first=smallest: n != first)
+    return {module: names for module, names in found.items() if names}
+
+
+def smallest_models() -> list[str]:
+    return [names[0] for names in registered().values()]
+
+
+def zoo_models() -> list[Any]:
+    """Every registered model; all but the smallest of each module are slow, for they only differ in size."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if i else []) for names in registered().values() for i, n in enumerate(names)]
 
 
 def searched(*names: str, **head: Any) -> Arch:
@@ -223,15 +232,30 @@ def exported(model: nn.Module, x: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [("integration", "catm"), ("slide",), ("window", "fsla")])
-def test_exports_to_onnx_and_agrees(names: tuple[str, ...]) -> None:
+def session_of(model: nn.Module, x: Tensor) -> Any:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
     runtime = pytest.importorskip("onnxruntime")
+    return runtime.InferenceSession(exported(model, x), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("integration", "catm"), ("slide",), ("window", "fsla")])
+def test_exports_to_onnx_and_agrees(names: tuple[str, ...]) -> None:
     model = awake(build(searched(*names, norm="batch", distillation=True), seed=1))
     x = torch.randn(2, 3, 16, 24)
-    session = runtime.InferenceSession(exported(deploy(model), x), providers=["CPUExecutionProvider"])
+    session = session_of(deploy(model), x)
+    (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert difference(torch.from_numpy(output), model(x)) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", smallest_models())
+def test_a_deployed_zoo_model_exports_to_onnx_and_agrees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = arch_of(name, monkeypatch)
+    model = awake(Network(arch))
+    x = torch.randn(1, 3, *arch.image_size)
+    session = session_of(deploy(model), x)
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert difference(torch.from_numpy(output), model(x)) <= 1e-4
 

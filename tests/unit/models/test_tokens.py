@@ -72,3 +72,21 @@ def test_a_segment_is_a_run_of_one_ratio() -> None:
     ratios = [1.0, 1.0, 0.5, 0.5, 0.7, 1.0, 0.5]
     blocks = tuple(Block(mixers=(MixerSpec.of("catm"),), mlp_dim=4, keep_ratio=r) for r in ratios)
     assert tokens.segments(blocks) == ((0, 2, 1.0), (2, 4, 0.5), (4, 5, 0.7), (5, 6, 1.0), (6, 7, 0.5))
+
+
+def test_without_a_representative_placeholders_pass_by_unchanged() -> None:
+    score, x, change = scores(), torch.randn(2, 10, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
+    selection = tokens.select(score, keep=4, representative=False)
+    assert tokens.slow_path(x, selection).shape == (2, 4, 3)
+    still = (tokens.restore(x, change, selection) == x).all(dim=-1)
+    assert still.sum(dim=1).tolist() == [6, 6]
+    assert not still.gather(1, selection.kept).any()
+
+
+def test_a_learned_share_of_the_class_row_gets_its_gradient_from_the_next_representative() -> None:
+    score, row, x = scores(), scores(n=4), torch.randn(2, 10, 3, dtype=torch.float64)
+    share = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    updated = tokens.update_score(score, row, tradeoff=share, selection=tokens.select(score, keep=4))
+    assert torch.equal(updated.detach(), tokens.update_score(score, row, tradeoff=0.5, selection=tokens.select(score, keep=4)))
+    tokens.slow_path(x, tokens.select(updated, keep=2))[:, -1].sum().backward()
+    assert share.grad is not None and share.grad.any()

@@ -59,7 +59,7 @@ def test_other_resolutions_are_refused_by_name() -> None:
 
 
 def test_last_stage_attends_to_its_whole_map_at_every_size() -> None:
-    assert [len(tiny(size).stages[-1].blocks[0].mixers[0].branches) for size in (64, 224, (64, 160))] == [1, 1, 1]
+    assert [len(tiny(size).stages[-1].blocks[0].mixers[0].branches) for size in (64, 256, (64, 320))] == [1, 1, 1]
 
 
 def test_official_checkpoint_round_trips() -> None:

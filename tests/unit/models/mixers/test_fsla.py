@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nasvit.errors import ArchError, ConfigError
-from nasvit.models.mixers.fsla import FSLAMixer, cluster_attention, cluster_order, key_lists
+from nasvit.models.mixers.fsla import FSLAMixer, ascending, cluster_attention, cluster_order, key_lists
 
 
-def mixer(dim: int = 16, *, grid: tuple[int, int] = (8, 8), heads: int = 2, depth: int = 2, overlap: int = 4) -> FSLAMixer:
-    return FSLAMixer(dim, resolution=grid, num_heads=heads, cluster_depth=depth, overlap=overlap).eval()
+def mixer(dim: int = 16, *, grid: tuple[int, int] = (8, 8), heads: int = 2, depth: int = 2, overlap: int = 4,
+          qk_scale: Any = None) -> FSLAMixer:
+    return FSLAMixer(dim, resolution=grid, num_heads=heads, cluster_depth=depth, overlap=overlap, qk_scale=qk_scale).eval()
 
 
 def blobs(*centres: tuple[float, ...], per_blob: int, shuffled: bool = True) -> tuple[Tensor, Tensor]:
@@ -61,9 +62,11 @@ def test_four_blobs_become_four_clusters_two_by_two() -> None:
     assert {frozenset(pieces[:2, 0].tolist()), frozenset(pieces[2:, 0].tolist())} == {frozenset({0, 1}), frozenset({2, 3})}
 
 
-def test_the_first_child_holds_the_tokens_nearer_to_the_second_half() -> None:
+@pytest.mark.parametrize("assign", ["soft", "hard"])
+@pytest.mark.parametrize("iterations", [0, 1, 2, 3])
+def test_the_first_child_holds_the_tokens_nearer_to_the_second_half(iterations: int, assign: str) -> None:
     q, label = blobs((1.0, 0.0), (0.0, 1.0), per_blob=6, shuffled=False)  # first half of the list: blob 0
-    assert label[cluster_order(q, depth=1)].tolist() == [1] * 6 + [0] * 6
+    assert label[cluster_order(q, depth=1, iterations=iterations, assign=assign)].tolist() == [1] * 6 + [0] * 6
 
 
 def test_clusters_ignore_the_length_of_a_query_in_the_final_cut() -> None:
@@ -121,6 +124,58 @@ def test_depth_zero_is_plain_attention_plus_lepe(grid: tuple[int, int]) -> None:
     image = v.transpose(1, 2).reshape(2, 16, *grid)
     lepe = F.conv2d(image, module.lepe.weight, module.lepe.bias, padding=1, groups=16).flatten(2).transpose(1, 2)
     torch.testing.assert_close(module(x), module.proj(torch.cat(heads, dim=-1) + lepe).view(x.shape))
+
+
+@pytest.mark.parametrize("qk_scale", [None, 1.0])
+@pytest.mark.parametrize(("grid", "depth", "overlap"), [((8, 8), 3, 5), ((4, 6), 2, 0), ((6, 2), 1, 6), ((5, 7), 0, 0)])
+def test_the_mixer_is_attention_inside_clusters_of_its_queries_plus_lepe(grid: tuple[int, int], depth: int, overlap: int,
+                                                                       qk_scale: float | None) -> None:
+    module = mixer(grid=grid, depth=depth, overlap=overlap, qk_scale=qk_scale).double()
+    x = torch.randn(3, *grid, 16, dtype=torch.float64)
+    q, k, v = (t.unflatten(2, (2, 8)).transpose(1, 2) for t in module.qkv(x).flatten(1, 2).chunk(3, dim=-1))
+    mixed = cluster_attention(q, k, v, cluster_order(q, depth=depth), depth=depth, overlap=overlap, scale=qk_scale)
+    lepe = module.lepe(v.transpose(2, 3).reshape(3, 16, *grid)).flatten(2).transpose(1, 2)
+    expected = module.proj(mixed.transpose(1, 2).flatten(2) + lepe).view(x.shape)
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_the_scale_multiplies_the_logits() -> None:
+    plain, scaled, x = mixer(), mixer(qk_scale=1.0), torch.randn(1, 8, 8, 16)
+    state = plain.state_dict()
+    scaled.load_state_dict(state)
+    assert not torch.allclose(scaled(x), plain(x))
+    for part in ("weight", "bias"):  # keys shorter by as much, and queries the same, so that the clusters are too
+        state[f"qkv.{part}"] = torch.cat([state[f"qkv.{part}"][:16], state[f"qkv.{part}"][16:32] * 8**-0.5, state[f"qkv.{part}"][32:]])
+    scaled.load_state_dict(state)
+    torch.testing.assert_close(scaled(x), plain(x))
+
+
+@pytest.mark.parametrize("qk_scale", [0.0, -1.0, 1, True, math.inf, math.nan, "1.0", 8**-0.5])
+def test_a_scale_that_is_impossible_or_the_default_is_refused(qk_scale: Any) -> None:
+    with pytest.raises(ArchError, match="qk_scale"):
+        mixer(qk_scale=qk_scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ascending_sorts_each_row_of_any_float_type(dtype: torch.dtype) -> None:
+    keys = torch.randn(7, 50).to(dtype)
+    order = ascending(keys)
+    assert torch.equal(keys.gather(1, order), keys.sort(dim=1).values)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(50).expand(7, 50))
+    assert torch.equal(ascending(torch.zeros(2, 9)).sort(dim=1).values, torch.arange(9).expand(2, 9))
+
+
+def test_clusters_of_equal_tokens_are_a_permutation_still() -> None:
+    order = cluster_order(torch.ones(2, 64, 4), depth=3)
+    assert torch.equal(order.sort(dim=-1).values, torch.arange(64).expand(2, 64))
+
+
+def test_autocast_to_bfloat16_works() -> None:
+    module, x = mixer(), torch.randn(2, 8, 8, 16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(x)
+    out.float().sum().backward()
+    assert out.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
 
 
 def test_overlap_as_large_as_the_cluster_at_depth_one_is_plain_attention() -> None:
