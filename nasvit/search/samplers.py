@@ -1,4 +1,7 @@
-"""Optuna's samplers by name. Each factory takes a seed; several objectives and conditional parameters work in all."""
+"""Samplers by name: Optuna's, and nasvit's own. Several objectives and conditional parameters work in all.
+
+A factory takes a seed and the domain, what is known of the space beyond names and values; Optuna's have no use for it.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,40 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 
 from nasvit.errors import ConfigError
 from nasvit.registry import Registry
+from nasvit.search.domain import Domain
+from nasvit.search.surrogate import SurrogateSampler
 
-SAMPLERS: Registry[Callable[[int], BaseSampler]] = Registry("sampler")
+SAMPLERS: Registry[Callable[[int, Domain | None], BaseSampler]] = Registry("sampler")
 
 POPULATION = 20  # Optuna's 50 would be 6 generations at 300 trials
 
 
 @SAMPLERS.register("random")
-def random(seed: int) -> BaseSampler:
+def random(seed: int, domain: Domain | None) -> BaseSampler:
     """Uniform over each parameter."""
     return RandomSampler(seed=seed)
 
 
 @SAMPLERS.register("tpe")
-def tpe(seed: int) -> BaseSampler:
+def tpe(seed: int, domain: Domain | None) -> BaseSampler:
     """Multi-objective tree-structured Parzen estimator; trials still running count as bad (constant liar)."""
     return TPESampler(seed=seed, constant_liar=True)
 
 
 @SAMPLERS.register("nsga2")
-def nsga2(seed: int) -> BaseSampler:
+def nsga2(seed: int, domain: Domain | None) -> BaseSampler:
     """Non-dominated sorting genetic algorithm II."""
     return NSGAIISampler(population_size=POPULATION, seed=seed)
 
 
 @SAMPLERS.register("nsga3")
-def nsga3(seed: int) -> BaseSampler:
+def nsga3(seed: int, domain: Domain | None) -> BaseSampler:
     """Non-dominated sorting genetic algorithm III, for three objectives and more."""
     return NSGAIIISampler(population_size=POPULATION, seed=seed)
 
 
 @SAMPLERS.register("gp")
-def gp(seed: int) -> BaseSampler:
+def gp(seed: int, domain: Domain | None) -> BaseSampler:
     """Gaussian process with expected hypervolume improvement; about 2 CPU-seconds a proposal in a large space."""
     missing = [package for package in ("scipy", "torch") if find_spec(package) is None]
     if missing:
@@ -50,8 +55,14 @@ def gp(seed: int) -> BaseSampler:
     return GPSampler(seed=seed)
 
 
-def make_sampler(name: str, *, seed: int) -> BaseSampler:
+@SAMPLERS.register("surrogate")
+def surrogate(seed: int, domain: Domain | None) -> BaseSampler:
+    """nasvit's own: a Gaussian process on architectures, children of the front, expected hypervolume improvement."""
+    return SurrogateSampler(seed=seed, domain=domain)
+
+
+def make_sampler(name: str, *, seed: int, domain: Domain | None = None) -> BaseSampler:
     """The sampler called `name`; raises ConfigError for an unknown one or one whose packages are missing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[name](seed)
+        return SAMPLERS[name](seed, domain)

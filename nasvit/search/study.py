@@ -21,8 +21,11 @@ from nasvit.arch import Arch
 from nasvit.errors import ArchError, RunError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
+from nasvit.search.domain import ArchDomain
 from nasvit.search.objectives import excess, judged, told
 from nasvit.search.samplers import make_sampler
+from nasvit.search.surrogate import RUNG
+from nasvit.space import SearchSpace
 
 NEIGHBOURS = 30
 """So many neighbours of a repeated proposal are tried, one, two, then three choices away, before one is drawn at random."""
@@ -64,8 +67,9 @@ class Proposer:
         shift = seed + len(known)
         self.rng = random.Random(shift)
         self._open: dict[int, optuna.Trial] = {}
+        domain = ArchDomain(space) if isinstance(space, SearchSpace) else None
         directions = [objective(name).direction for name in self.objectives]
-        self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32))
+        self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32, domain=domain))
         for record in known:
             self._replay(record)
 
@@ -139,6 +143,7 @@ class Proposer:
             self.study.tell(trial, state=TrialState.FAIL)
             return
         trial.set_constraint("limits", self._excess(record))
+        trial.set_user_attr(RUNG, record.rung)
         self.study.tell(trial, self._values(record))
 
     def _excess(self, record: TrialRecord) -> float:
@@ -157,7 +162,7 @@ class Proposer:
             failed = record.status == "failed"
             entered = create_trial(
                 state=TrialState.FAIL if failed else TrialState.COMPLETE, values=None if failed else self._values(record),
-                params=record.params, distributions=trial.distributions,
+                params=record.params, distributions=trial.distributions, user_attrs={RUNG: record.rung},
                 constraints=None if failed else {"limits": self._excess(record)})
         except (ValueError, ArchError):
             same = False

@@ -167,6 +167,20 @@ class SearchSpace:
         self._build(ask)
         return asked
 
+    def values_of(self, path: str) -> tuple[Scalar, ...]:
+        """The values of the choice at this path, wherever it is asked. Raises ConfigError for a path that the space does not have."""
+        if path == "num_stages":
+            return self.file.num_stages.values
+        head, *rest = path.split(".")
+        if rest and rest[0][:1] in ("b", "g") and rest[0][1:].isdigit():
+            rest = rest[1:]
+        try:
+            rules = self.file.stages[int(head[1:])]
+            values: Values = getattr(rules, rest[0]) if len(rest) == 1 else rules.params[rest[0]][rest[1]]
+        except (ValueError, IndexError, KeyError, AttributeError):
+            raise ConfigError(f"space {self.name} has no choice {path!r}") from None
+        return values.values
+
     def contains(self, arch: Arch) -> bool:
         """Whether some choices give exactly this Arch."""
         try:

@@ -36,7 +36,7 @@ def test_the_seed_decides(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_sampler_is_refused_with_the_accepted_ones() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'nsga[23]'.*gp, nsga2, nsga3, random, tpe"):
+    with pytest.raises(ConfigError, match=r"did you mean 'nsga[23]'.*gp, nsga2, nsga3, random, surrogate, tpe"):
         make_sampler("nsga", seed=0)
 
 

@@ -1,0 +1,60 @@
+"""Hypervolume improvement: how much of objective space a candidate would add to a front. Every objective is minimised.
+
+Legend: f points of the front, m objectives, b boxes, c candidates, s samples of a candidate's uncertain objectives.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+MAX_BOXES = 4000
+
+
+def free_boxes(front: Array, reference: Array, ideal: Array) -> tuple[Array, Array]:
+    """Disjoint boxes (b, m) lower and (b, m) upper corners that fill what lies between `ideal` and `reference` and is not dominated.
+
+    By slabs along the last objective: inside a slab the points at or below it form a front of one objective less. O(f^(m-1)).
+    """
+    inside = front[np.all(front < reference, axis=1)]
+    lows, highs = _slabs(inside, reference, ideal)
+    return np.asarray(lows).reshape(-1, len(reference)), np.asarray(highs).reshape(-1, len(reference))
+
+
+def _slabs(front: Array, reference: Array, ideal: Array) -> tuple[list[list[float]], list[list[float]]]:
+    m = len(reference)
+    if m == 1:
+        top = min(float(front.min()), float(reference[0])) if len(front) else float(reference[0])
+        return ([[float(ideal[0])]], [[top]]) if top > ideal[0] else ([], [])
+    front = front[np.argsort(front[:, -1], kind="stable")]
+    edges = np.concatenate([[ideal[-1]], front[:, -1], [reference[-1]]])
+    lows: list[list[float]] = []
+    highs: list[list[float]] = []
+    for i in range(len(edges) - 1):
+        low, high = max(edges[i], ideal[-1]), edges[i + 1]
+        if high <= low:
+            continue
+        inner_low, inner_high = _slabs(front[:i, :-1], reference[:-1], ideal[:-1])
+        lows += [[*corner, low] for corner in inner_low]
+        highs += [[*corner, high] for corner in inner_high]
+    return lows, highs
+
+
+def improvement(points: Array, lows: Array, highs: Array) -> Array:
+    """(c, m) points -> (c,) the volume of the free boxes that each would dominate."""
+    total = np.zeros(len(points))
+    width = max(1, 2_000_000 // max(len(lows), 1))
+    for start in range(0, len(points), width):
+        part = points[start : start + width]
+        volume = np.ones((len(part), len(lows)))
+        for j in range(points.shape[1]):
+            volume *= np.maximum(highs[None, :, j] - np.maximum(lows[None, :, j], part[:, None, j]), 0.0)
+        total[start : start + width] = volume.sum(axis=1)
+    return total
+
+
+def expected_improvement(samples: Array, lows: Array, highs: Array) -> Array:
+    """(c, s, m) samples -> (c,) the mean improvement."""
+    count, draws, m = samples.shape
+    return np.asarray(improvement(samples.reshape(-1, m), lows, highs).reshape(count, draws).mean(axis=1))
