@@ -62,7 +62,9 @@ KEY_DIM = 16  # of a head, where nothing is said
 
 @MIXERS.register("levit")
 class LevitMixer(Mixer):
-    """num_heads: any, for the inner width is num_heads * key_dim for queries and keys, attn_ratio times that for values.
+    """LeViT's attention as Evo-ViT has it: linear layers with batch norm, hardswish before the last, no table of positions.
+
+    num_heads: any, for the inner width is num_heads * key_dim for queries and keys, attn_ratio times that for values.
 
     learned_tradeoff: the share of this layer's class attention in the running score of slow-fast blocks is the sigmoid of a learned
     scalar that starts at 0.5; else it is 0.5. The scalar learns through the representative token alone.

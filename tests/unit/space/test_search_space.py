@@ -194,7 +194,7 @@ def test_check_all_sizes_finds_what_the_default_size_hides() -> None:
     ("    depth: 3", "    dept: 3", None, "depth"),
     ("depth: 3", "depht: 3\n    depth: 3", 12, "did you mean 'depth'"),
     ("stride: 2", "stride: 3", 3, "stride 2, 4, 8 or 16, not 3"),
-    ("kind: conv", "kind: cnv", 3, "conv, patch"),
+    ("kind: conv", "kind: cnv", 3, "conv, conv_bias, patch"),
     ("kind: conv", "kind: conv, strid: 1", 3, "did you mean 'stride'"),
     ("range: [1, 2]", "range: [2, 1]", 6, "upwards"),
     ("step: 0.2", "step: 0.3", 15, "does not lead from 1.0 to 1.4"),
