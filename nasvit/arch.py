@@ -23,7 +23,7 @@ MLPS = ("gelu", "conv", "levit")
 HEADS = ("mean", "norm_mean", "class_token", "mean_kept")
 NORMS = ("layer", "batch")
 # Written only where they differ from their defaults, so that what most networks do not use is in no file.
-_OPTIONAL = {"arch": ("norm_eps", "representative"), "stage": ("downsample", "pos_embed"), "block": ("mlp",),
+_OPTIONAL = {"arch": ("norm_eps", "representative"), "stage": ("downsample", "pos_embed", "norm"), "block": ("mlp",),
              "head": ("norm", "distillation", "feature_norms")}
 
 
@@ -112,13 +112,15 @@ class Stage:
     biases; CAS-ViT), "merge" (Swin's patch merging), "patch_norm" (2x2 stride 2, layer norm; PVT), "overlap_norm" (3x3 stride 2,
     layer norm; PVTv2, CSWin) and "levit" (attention with every second query) halve the grid; "none" keeps grid and width, and only
     begins a new slow-fast segment.
-    pos_embed: learned positions are added to its first tokens (for the first stage the stem says that).
+    pos_embed: learned positions are added to its first tokens (for the first stage the stem says that). norm: a layer norm ends it
+    (PVTv2); not in the last stage, where the head has its norm.
     """
 
     embed_dim: int
     blocks: tuple[Block, ...]
     downsample: str = "conv"
     pos_embed: bool = False
+    norm: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -127,9 +129,11 @@ class Stage:
             raise ArchError("a stage needs at least one block")
         _one_of("downsample", self.downsample, DOWNSAMPLES)
         _boolean("stage pos_embed", self.pos_embed)
+        _boolean("stage norm", self.norm)
 
     def to_dict(self) -> dict[str, Any]:
-        return _filled({"embed_dim": self.embed_dim, "blocks": [b.to_dict() for b in self.blocks]}, self, "downsample", "pos_embed")
+        return _filled({"embed_dim": self.embed_dim, "blocks": [b.to_dict() for b in self.blocks]}, self, "downsample", "pos_embed",
+                       "norm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +198,8 @@ class Head:
 class Arch:
     """A whole network. Raises ArchError naming stage and block where it cannot be built.
 
-    image_size: (H, W) in pixels. norm_eps: of every layer norm. representative: whether placeholders of a slow-fast segment follow
+    image_size: (H, W) in pixels. norm_eps: of every layer norm but those of embeddings (stems, downsampling), which have 1e-5 as in
+    all published systems. representative: whether placeholders of a slow-fast segment follow
     a representative token through it (Evo-ViT's paper and LeViT form) or pass by unchanged (its DeiT form).
     """
 
@@ -223,6 +228,8 @@ class Arch:
         stride = self.stem.stride
         if self.stem.divides and (self.image_size[0] % stride or self.image_size[1] % stride):
             raise ArchError(f"a {self.stem.kind} stem of stride {stride} needs an image size divisible by it, not {self.image_size}")
+        if self.stages[-1].norm:
+            raise ArchError("the last stage has no norm of its own, the head has one; set its norm to false")
         slow = [s for s, stage in enumerate(self.stages) if any(b.keep_ratio < 1 for b in stage.blocks)]
         if not slow and not self.representative:
             raise ArchError("representative is false, but no block has a keep_ratio below 1.0; leave it true")

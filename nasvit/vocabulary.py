@@ -40,6 +40,13 @@ def _split(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> st
     return None if is_int(value) and 1 <= value <= max(grid) else f"1 to {max(grid)}, the longer side of the {grid[0]}x{grid[1]} map"
 
 
+def _reduction(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    most = min(grid)
+    if is_int(value) and 2 <= value <= most:
+        return None
+    return f"2 to {most}, the shorter side of the {grid[0]}x{grid[1]} map" if most > 1 else "none on a map one token wide"
+
+
 def _depth(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
     tokens = grid[0] * grid[1]
     deepest = (tokens & -tokens).bit_length() - 1  # 2-adic valuation: clusters must come out equal
@@ -53,7 +60,8 @@ def _overlap(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> 
 
 
 VOCABULARY: dict[str, Rule] = {"num_heads": _heads, "window_size": _window, "shift": _shift, "kernel_size": _kernel,
-                               "split_size": _split, "cluster_depth": _depth, "overlap": _overlap}
+                               "split_size": _split, "reduction": _reduction,
+                               "cluster_depth": _depth, "overlap": _overlap}
 
 
 def accepted(name: str, params: Mapping[str, Scalar], *, embed_dim: int, grid: Grid) -> str | None:

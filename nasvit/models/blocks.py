@@ -189,9 +189,10 @@ class StageModule(nn.Module):
         if index:
             self.downsample = (LevitDownsample.of(arch, index, class_token=class_enters, drop_path=drop_paths[0])
                                if stage.downsample == "levit" else
-                               make_downsample(stage.downsample, dim=in_dim, out_dim=dim, eps=arch.norm_eps))
+                               make_downsample(stage.downsample, dim=in_dim, out_dim=dim))
         self.class_proj = nn.Linear(in_dim, dim) if class_enters and not self.carries_score else nn.Identity()
         self.pos_embed = nn.Parameter(torch.zeros(1, *resolution, dim)) if stage.pos_embed else None
+        self.norm = make_norm("layer" if stage.norm else "none", dim, eps=arch.norm_eps)
         self.blocks = nn.ModuleList(
             MixerBlock(block, dim=dim, resolution=resolution, drop_path=rate, where=f"stage {index}, block {b}", norm_eps=arch.norm_eps)
             for b, (block, rate) in enumerate(zip(stage.blocks, drop_paths, strict=True)))
@@ -268,7 +269,7 @@ class StageModule(nn.Module):
                 for i, block in enumerate(blocks, start=start):
                     x, class_token, row = block(x, class_token, scored=self.rows_needed[i])
                     score = block.scored_by(score, row)
-        return x, class_token, score
+        return self.norm(x), None if class_token is None else self.norm(class_token), score
 
     def _plain_set(self, x: Tensor, class_token: Tensor, score: Tensor | None, start: int, stop: int) -> State:
         """Plain blocks that all run on any set of tokens: the class token stays beside the others throughout."""

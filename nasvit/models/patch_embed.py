@@ -41,11 +41,11 @@ class PatchStem(nn.Module):
     PVTv2's, with padding stride / 2 CSWin's.
     """
 
-    def __init__(self, in_channels: int, dim: int, *, stride: int, kernel_size: int | None = None, padding: int = 0, norm: bool = False,
-                 eps: float = 1e-5) -> None:
+    def __init__(self, in_channels: int, dim: int, *, stride: int, kernel_size: int | None = None, padding: int = 0,
+                 norm: bool = False) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, kernel_size or stride, stride=stride, padding=padding)
-        self.norm = nn.LayerNorm(dim, eps=eps) if norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(to_channels_last(self.proj(x)).contiguous())
@@ -53,13 +53,13 @@ class PatchStem(nn.Module):
 
 def make_stem(arch: Arch) -> nn.Module:
     """The stem an Arch asks for."""
-    kind, stride, dim, eps = arch.stem.kind, arch.stem.stride, arch.stages[0].embed_dim, arch.norm_eps
+    kind, stride, dim = arch.stem.kind, arch.stem.stride, arch.stages[0].embed_dim
     if kind in ("conv", "conv_bias", "levit"):
         return ConvStem(arch.in_channels, dim, stride=stride, levit=kind == "levit", bias=kind == "conv_bias")
     if kind in ("patch", "patch_norm"):
-        return PatchStem(arch.in_channels, dim, stride=stride, norm=kind == "patch_norm", eps=eps)
+        return PatchStem(arch.in_channels, dim, stride=stride, norm=kind == "patch_norm")
     padding = stride - 1 if kind == "overlap_norm" else stride // 2
-    return PatchStem(arch.in_channels, dim, stride=stride, kernel_size=2 * stride - 1, padding=padding, norm=True, eps=eps)
+    return PatchStem(arch.in_channels, dim, stride=stride, kernel_size=2 * stride - 1, padding=padding, norm=True)
 
 
 class ConvDownsample(nn.Module):
@@ -81,10 +81,10 @@ class PatchDownsample(nn.Module):
     """(B, H, W, C) -> (B, H', W', C'): a stride-2 convolution with bias and a layer norm; kernel 2 (PVT) or 3 with padding 1 (PVTv2,
     CSWin: H' = ceil(H/2))."""
 
-    def __init__(self, dim: int, out_dim: int, *, kernel_size: int, eps: float) -> None:
+    def __init__(self, dim: int, out_dim: int, *, kernel_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=kernel_size // 2 if kernel_size % 2 else 0)
-        self.norm = nn.LayerNorm(out_dim, eps=eps)
+        self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(to_channels_last(self.proj(to_channels_first(x))).contiguous())
@@ -96,9 +96,9 @@ class PatchMerging(nn.Module):
     Order of the four: (even row, even column), (odd, even), (even, odd), (odd, odd). Odd sides are padded with zeros.
     """
 
-    def __init__(self, dim: int, out_dim: int, *, eps: float) -> None:
+    def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim, eps=eps)
+        self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,12 +109,12 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
-def make_downsample(kind: str, *, dim: int, out_dim: int, eps: float) -> nn.Module:
+def make_downsample(kind: str, *, dim: int, out_dim: int) -> nn.Module:
     """The module a stage begins with, by the kind of `Stage.downsample`; "levit" has its own file, for it carries the class token."""
     if kind == "none":
         return nn.Identity()
     if kind == "merge":
-        return PatchMerging(dim, out_dim, eps=eps)
+        return PatchMerging(dim, out_dim)
     if kind in ("patch_norm", "overlap_norm"):
-        return PatchDownsample(dim, out_dim, kernel_size=2 if kind == "patch_norm" else 3, eps=eps)
+        return PatchDownsample(dim, out_dim, kernel_size=2 if kind == "patch_norm" else 3)
     return ConvDownsample(dim, out_dim, bias=kind == "conv_bias")

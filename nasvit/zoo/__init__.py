@@ -14,7 +14,7 @@ from typing import Any
 
 from nasvit.errors import ConfigError
 from nasvit.registry import unknown
-from nasvit.zoo import boat, casvit, cswin, evo_deit, evo_levit, slide_swin  # noqa: F401 (importing registers)
+from nasvit.zoo import boat, casvit, cswin, evo_deit, evo_levit, slide_pvt, slide_swin  # noqa: F401 (importing registers)
 from nasvit.zoo.checkpoint import Checkpoint, Loaded, fill
 from nasvit.zoo.family import FAMILIES, Family, family_of
 from nasvit.zoo.schedule import reschedule

@@ -92,15 +92,6 @@ def swin_official(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
     return ours
 
 
-def from_timm_swin(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
-    """timm's Swin: everything but the FSLA branches and their norms, which keep their initial values."""
-    ours = swin.around(checkpoint, arch, head="head.fc", merging_leads=True)
-    for s, stage in enumerate(arch.stages):
-        for b in range(len(stage.blocks)):
-            ours |= take_swin_block(checkpoint, f"layers.{s}.blocks.{b}", f"stages.{s}.blocks.{b}", fsla=False)
-    return ours
-
-
 # ---- BOAT-CSWin -----------------------------------------------------------------------------------------------------
 
 def cswin_arch(*, image_size: Grid, in_channels: int, num_classes: int, embed_dim: int, depths: Sequence[int], num_heads: Sequence[int],
@@ -137,7 +128,7 @@ def cswin_official(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
 
 
 FAMILIES.register("boat_swin")(Family(name="boat_swin", arch=swin_arch, official=swin_official,
-                                      relatives={"swintransformer": from_timm_swin}))
+                                      relatives={"swintransformer": swin.from_timm}))
 FAMILIES.register("boat_cswin")(Family(name="boat_cswin", arch=cswin_arch, official=cswin_official, relatives={}))
 
 SWIN_SIZES: dict[str, dict[str, Any]] = {

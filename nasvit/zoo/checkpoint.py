@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,18 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
-    def take(self, name: str) -> Tensor:
-        """The tensor of this name, once. Raises CheckpointError where it is missing."""
+    def fits(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether there is a tensor of this name and shape that nobody took."""
+        return name in self and self._left[name].shape == tuple(shape)
+
+    def take(self, name: str, *, shape: Sequence[int] | None = None) -> Tensor:
+        """The tensor of this name, once. Raises CheckpointError where it is missing, or of another shape than a conversion needs."""
         if name not in self._left:
             near = [n for n in self._left if n.split(".")[0] == name.split(".")[0]][:3]
             raise CheckpointError(f"the checkpoint has no {name}; it has {len(self._left)} other tensors"
                                   + (f", such as {', '.join(near)}" if near else ""))
+        if shape is not None and not self.fits(name, shape):
+            raise CheckpointError(f"the checkpoint does not fit this model: {name} is {tuple(self._left[name].shape)}, not {tuple(shape)}")
         self.taken.append(name)
         return self._left.pop(name)
 

@@ -20,7 +20,7 @@ def window(grid: Grid, *, num_heads: int, window_size: int, shift: bool) -> Mixe
 
 
 def swin_arch(*, image_size: Grid, in_channels: int, num_classes: int, embed_dim: int, depths: Sequence[int], mixers: Mixers,
-              mlp_ratio: float = 4.0, patch_size: int = 4) -> Arch:
+              mlp_ratio: float = 4.0, patch_size: int = 4, pos_embed: bool = False, patch_norm: bool = True) -> Arch:
     """Swin's pyramid: patches of 4x4 with layer norm, patch merging, widths that double, layer norm before the mean."""
     def stage(s: int, depth: int) -> Stage:
         dim, divisor = embed_dim * 2**s, patch_size * 2**s
@@ -28,7 +28,8 @@ def swin_arch(*, image_size: Grid, in_channels: int, num_classes: int, embed_dim
         blocks = tuple(Block(mixers=mixers(s, b, grid), mlp_dim=int(dim * mlp_ratio)) for b in range(depth))
         return Stage(embed_dim=dim, blocks=blocks, downsample="merge" if s else "conv")
 
-    return Arch(image_size=image_size, in_channels=in_channels, num_classes=num_classes, stem=Stem(kind="patch_norm", stride=patch_size),
+    return Arch(image_size=image_size, in_channels=in_channels, num_classes=num_classes,
+                stem=Stem(kind="patch_norm" if patch_norm else "patch", stride=patch_size, pos_embed=pos_embed),
                 stages=tuple(stage(s, depth) for s, depth in enumerate(depths)), head=Head(kind="norm_mean"))
 
 
@@ -37,21 +38,46 @@ def around(checkpoint: Checkpoint, arch: Arch, *, head: str = "head", merging_le
 
     merging_leads: the patch merging stands at the beginning of a stage (timm, with the head `head.fc`), not at the end of the one before.
     """
-    ours = {**checkpoint.take_all("patch_embed.proj", "stem.proj"), **checkpoint.take_all("patch_embed.norm", "stem.norm"),
-            **checkpoint.take_all("norm", "norm"), **checkpoint.take_all(head, "head")}
+    ours = {**checkpoint.take_all("patch_embed.proj", "stem.proj"), **checkpoint.take_all("norm", "norm"),
+            **checkpoint.take_all(head, "head")}
+    if arch.stem.kind == "patch_norm":
+        ours |= checkpoint.take_all("patch_embed.norm", "stem.norm")
+    if arch.stem.pos_embed:
+        ours["pos_embed"] = checkpoint.take("absolute_pos_embed").unflatten(1, arch.grid(0))
     for s, stage in enumerate(arch.stages):
         if s:
             for part in ("norm", "reduction"):
                 ours |= checkpoint.take_all(f"layers.{s if merging_leads else s - 1}.downsample.{part}", f"stages.{s}.downsample.{part}")
         for b in range(len(stage.blocks)):
-            theirs, to = f"layers.{s}.blocks.{b}", f"stages.{s}.blocks.{b}"
-            ours |= checkpoint.take_all(f"{theirs}.norm1", f"{to}.norms.0")
-            ours |= checkpoint.take_all(f"{theirs}.norm2", f"{to}.mlp_norm")
-            for layer in ("fc1", "fc2"):
-                ours |= checkpoint.take_all(f"{theirs}.mlp.{layer}", f"{to}.mlp.{layer}")
+            ours |= around_mixer(checkpoint, f"layers.{s}.blocks.{b}", f"stages.{s}.blocks.{b}")
+    return ours
+
+
+def around_mixer(checkpoint: Checkpoint, theirs: str, to: str) -> dict[str, Tensor]:
+    """The norms and the MLP of a block."""
+    ours = checkpoint.take_all(f"{theirs}.norm1", f"{to}.norms.0") | checkpoint.take_all(f"{theirs}.norm2", f"{to}.mlp_norm")
+    for layer in ("fc1", "fc2"):
+        ours |= checkpoint.take_all(f"{theirs}.mlp.{layer}", f"{to}.mlp.{layer}")
     return ours
 
 
 def window_attention(checkpoint: Checkpoint, theirs: str, to: str) -> dict[str, Tensor]:
-    """Swin's window attention: the names are ours already, but for derived tables."""
-    return checkpoint.take_all(theirs, to)
+    """Swin's window attention: the names are ours already, but for derived tables. No bias of q, k and v is a bias of zeros."""
+    ours = checkpoint.take_all(theirs, to)
+    weight = ours.get(f"{to}.qkv.weight")
+    return {f"{to}.qkv.bias": weight.new_zeros(len(weight)), **ours} if weight is not None else ours
+
+
+def from_timm(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
+    """timm's Swin into any system built on it: of each block's first mixer the projections, and its bias table where that is of the
+    same window; a mixer that is added to Swin, or put in the window's place, otherwise keeps its initial values."""
+    ours = around(checkpoint, arch, head="head.fc", merging_leads=True)
+    for s, stage in enumerate(arch.stages):
+        for b, block in enumerate(stage.blocks):
+            theirs, to, mixer = f"layers.{s}.blocks.{b}.attn", f"stages.{s}.blocks.{b}.mixers.0", block.mixers[0].kwargs
+            for layer in ("qkv", "proj"):
+                ours |= checkpoint.take_all(f"{theirs}.{layer}", f"{to}.{layer}")
+            table = f"{theirs}.relative_position_bias_table"
+            if "window_size" in mixer and checkpoint.fits(table, ((2 * int(mixer["window_size"]) - 1) ** 2, int(mixer["num_heads"]))):
+                ours[f"{to}.relative_position_bias_table"] = checkpoint.take(table)
+    return ours

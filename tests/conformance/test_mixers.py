@@ -21,7 +21,7 @@ from nasvit.vocabulary import VOCABULARY
 DIM = 8
 SQUARE, WIDE, ODD = (8, 8), (6, 10), (7, 5)  # WIDE: the sampled window does not divide it
 SAMPLES: dict[str, tuple[Scalar, ...]] = {"num_heads": (2,), "window_size": (4,), "shift": (False, True), "kernel_size": (3, 5),
-                                          "split_size": (2, 3, 8), "cluster_depth": (0, 2), "overlap": (0, 2)}
+                                          "split_size": (2, 3, 8), "reduction": (2, 3), "cluster_depth": (0, 2), "overlap": (0, 2)}
 
 
 def sample_params(schema: Mapping[str, inspect.Parameter], *, dim: int, grid: Grid) -> list[dict[str, Scalar]]:

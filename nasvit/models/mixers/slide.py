@@ -7,12 +7,17 @@ A tap t of the neighbourhood is not S_t(x) but sum_s W[c, t, s] S_s(x)_c + b[c, 
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasvit.arch import Grid, MixerSpec, check_mixer
 from nasvit.models.mixers.base import MIXERS, Mixer
+
+TAPS = ("key_taps", "key_constant", "value_taps", "value_constant")  # buffers of the inference form
 
 
 def displacement(kernel_size: int) -> Tensor:
@@ -28,36 +33,51 @@ def _displaced(x: Tensor, kernel_size: int) -> list[Tensor]:
     return [padded[..., row:row + height, column:column + width] for row in range(kernel_size) for column in range(kernel_size)]
 
 
-def slide_attention(q: Tensor, k: Tensor, v: Tensor, *, kernel: Tensor, bias: Tensor, position: Tensor,
-                    value_kernel: Tensor | None = None, value_bias: Tensor | None = None) -> Tensor:
+class Taps(NamedTuple):
+    """A kernel as the sums of `attend` read it. key (s, t, d), key_constant (h, T, d): bias and position; value (s, d, t),
+    value_constant (d, T)."""
+
+    key: Tensor
+    key_constant: Tensor
+    value: Tensor
+    value_constant: Tensor
+
+
+def lay_out(*, kernel: Tensor, bias: Tensor, position: Tensor, value_kernel: Tensor | None = None,
+            value_bias: Tensor | None = None, scale: float = 1.0) -> Taps:
+    """Kernel (d, T, k, k), fixed and learned path added, bias (d, T), position (h, T), added to every channel of the key -> Taps.
+
+    The values use the same kernel and bias unless given their own. scale multiplies the logits.
+    """
+    value_kernel = kernel if value_kernel is None else value_kernel
+    value_bias = bias if value_bias is None else value_bias
+    return Taps(key=kernel.flatten(2).permute(2, 1, 0).contiguous() * scale,
+                key_constant=(bias.t() + position.unsqueeze(-1)) * scale,
+                value=value_kernel.flatten(2).permute(2, 0, 1).contiguous(), value_constant=value_bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
     """Softmax attention over the T taps of each token, exact, without a map of T * d channels.
 
-    q, k, v: (B, h, d, H, W), q already scaled. kernel: (d, T, k, k), fixed and learned path added; bias: (d, T);
-    position: (h, T), added to every channel of the key. The values use the same kernel and bias unless given their own.
-    Taps outside the map take part, as zeros. Returns (B, h, d, H, W).
+    q, k, v: (B, h, d, H, W), rows in one piece. Taps outside the map take part, as zeros. Returns (B, h, d, H, W).
 
     With W and b taken out of the sums (4 to 10 times faster on a CPU than convolving keys and values to T * d channels):
     logits_t = sum_s sum_c W[c,t,s] (q_c S_s(k)_c) + sum_c q_c (b[c,t] + r_t),
     out_c = sum_s S_s(v)_c (sum_t W[c,t,s] a_t) + sum_t b[c,t] a_t. The sums over s grow in place (a tenth faster).
     """
     batch, heads, dim, height, width = q.shape
-    kernel_size, taps = kernel.shape[-1], kernel.shape[1]
-    value_kernel = kernel if value_kernel is None else value_kernel
-    value_bias = bias if value_bias is None else value_bias
+    count, kernel_size = taps.key.shape[0], math.isqrt(taps.key.shape[0])
     pairs = batch * heads
     q, k, v = (t.reshape(pairs, dim, height, width) for t in (q, k, v))
 
-    key_taps = kernel.flatten(2).permute(2, 1, 0).contiguous()  # (d, T, k, k) -> (s, t, d)
-    constant = (bias.t() + position.unsqueeze(-1)).expand(batch, heads, taps, dim).reshape(pairs, taps, dim)
-    logits = constant @ q.flatten(2)  # (B*h, T, N)
-    for weight, near in zip(key_taps.unbind(), _displaced(k, kernel_size), strict=True):
-        logits.baddbmm_(weight.expand(pairs, taps, dim), (q * near).flatten(2))
+    logits = taps.key_constant.expand(batch, heads, count, dim).reshape(pairs, count, dim) @ q.flatten(2)  # (B*h, T, N)
+    for weight, near in zip(taps.key.unbind(), _displaced(k, kernel_size), strict=True):
+        logits.baddbmm_(weight.expand(pairs, count, dim), (q * near).flatten(2))
     attention = logits.softmax(dim=1)
 
-    value_taps = value_kernel.flatten(2).permute(2, 0, 1).contiguous()  # (d, T, k, k) -> (s, d, t)
-    out = torch.bmm(value_bias.expand(pairs, dim, taps), attention).view_as(q)
-    for weight, near in zip(value_taps.unbind(), _displaced(v, kernel_size), strict=True):
-        share = torch.bmm(weight.expand(pairs, dim, taps), attention).view_as(q)
+    out = torch.bmm(taps.value_constant.expand(pairs, dim, count), attention).view_as(q)
+    for weight, near in zip(taps.value.unbind(), _displaced(v, kernel_size), strict=True):
+        share = torch.bmm(weight.expand(pairs, dim, count), attention).view_as(q)
         out.addcmul_(share, near)
     return out.view(batch, heads, dim, height, width)
 
@@ -67,7 +87,7 @@ class SlideMixer(Mixer):
     """Attention to the kernel_size x kernel_size neighbours with deformed shifting; one kernel serves keys, values and all heads.
 
     kernel_size: odd, from 3. num_heads: divides C. Raises ArchError otherwise. The fixed path's kernel is no parameter,
-    its bias is one, as published; `merged_kernel` adds the two paths anew in each forward, so it is never stale.
+    its bias is one, as published; the two paths are added anew in each forward, so the sum is never stale. `deploy_` adds them for good.
     """
 
     fixed: Tensor
@@ -79,6 +99,7 @@ class SlideMixer(Mixer):
         self.dim, self.resolution, self.num_heads, self.kernel_size = dim, resolution, num_heads, kernel_size
         head_dim, taps = dim // num_heads, kernel_size**2
         self.scale = head_dim**-0.5
+        self.merged = False
         self.qkv = nn.Linear(dim, 3 * dim)
         self.kernel = nn.Parameter(torch.empty(head_dim, taps, kernel_size, kernel_size))
         self.kernel_bias = nn.Parameter(torch.empty(head_dim, taps))
@@ -94,13 +115,31 @@ class SlideMixer(Mixer):
         """Kernel (d, T, k, k) and bias (d, T) of the fixed and the learned path together."""
         return self.fixed + self.kernel, self.fixed_bias + self.kernel_bias
 
+    def taps(self) -> Taps:
+        """The kernel as `attend` reads it: laid out anew from the parameters, or once and for all in the inference form."""
+        if self.merged:
+            return Taps(*(self.get_buffer(name) for name in TAPS))
+        kernel, bias = self.merged_kernel()
+        return lay_out(kernel=kernel, bias=bias, position=self.relative_position_bias_table, scale=self.scale)
+
+    def deploy_(self) -> None:
+        """The merged kernel as buffers in place of the paths' parameters: nothing is left to lay out in a forward."""
+        if self.merged:
+            return
+        with torch.no_grad():
+            taps = self.taps()
+        for name in ("kernel", "kernel_bias", "fixed_bias", "relative_position_bias_table", "fixed"):
+            delattr(self, name)
+        for name, tensor in zip(TAPS, taps, strict=True):
+            self.register_buffer(name, tensor.clone())
+        self.merged = True
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)"""
         batch, height, width, dim = x.shape
         split = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads)
         q, k, v = split.permute(3, 0, 4, 5, 1, 2).contiguous().unbind()  # 3 of (B, h, d, H, W): rows lie in one piece
-        kernel, bias = self.merged_kernel()
-        out = slide_attention(q * self.scale, k, v, kernel=kernel, bias=bias, position=self.relative_position_bias_table)
+        out = attend(q, k, v, self.taps())
         return self.proj(out.permute(0, 3, 4, 1, 2).reshape(batch, height, width, dim))
 
     def product_macs(self) -> int:

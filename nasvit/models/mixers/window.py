@@ -75,6 +75,7 @@ class WindowMixer(Mixer):
         self.dim, self.resolution, self.num_heads, self.window_size = dim, resolution, num_heads, window_size
         self.shift = window_size // 2 if shift else 0
         self.padded = tuple(-(-size // window_size) * window_size for size in resolution)
+        self.pads = self.padded != tuple(resolution)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -86,23 +87,24 @@ class WindowMixer(Mixer):
         """(B, H, W, C) -> (B, H, W, C)"""
         batch, height, width, _ = x.shape
         padded_height, padded_width = self.padded
-        if (padded_height, padded_width) != self.resolution:
-            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        if self.pads:  # projected first: the padding needs no q, k and v, for nobody looks at them
+            x = F.pad(self.qkv(x), (0, 0, 0, padded_width - width, 0, padded_height - height))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-        out = self.attend(partition(x, window_size=self.window_size), batch=batch)
+        windows = partition(x, window_size=self.window_size)
+        out = self.attend(windows if self.pads else self.qkv(windows), batch=batch)
         out = merge(out, window_size=self.window_size, height=padded_height, width=padded_width)
         if self.shift:
             out = out.roll((self.shift, self.shift), (1, 2))
-        if (padded_height, padded_width) != self.resolution:
+        if self.pads:
             out = out[:, :height, :width]
         return self.proj(out)
 
-    def attend(self, windows: Tensor, *, batch: int) -> Tensor:
-        """(B * nW, n, C) -> (B * nW, n, C), attention inside each window."""
-        count, tokens, dim = windows.shape
+    def attend(self, projected: Tensor, *, batch: int) -> Tensor:
+        """(B * nW, n, 3C) queries, keys and values -> (B * nW, n, C), attention inside each window."""
+        count, tokens, dim = projected.shape[0], projected.shape[1], self.dim
         head_dim = dim // self.num_heads
-        split = self.qkv(windows).view(count, tokens, 3, self.num_heads, head_dim)
+        split = projected.view(count, tokens, 3, self.num_heads, head_dim)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind()  # 3 of (B * nW, h, n, d)
         table = self.relative_position_bias_table.index_select(0, self.index)
         bias = table.t().view(1, self.num_heads, tokens, tokens)
@@ -115,6 +117,6 @@ class WindowMixer(Mixer):
         return out.transpose(1, 2).reshape(count, tokens, dim)
 
     def macs(self) -> int:
-        """Multiply-adds of one image: q, k, v and attention on the padded map, the last projection on the map itself."""
+        """Multiply-adds of one image: projections on the map itself, attention on the padded map."""
         tokens, padded = (height * width for height, width in (self.resolution, self.padded))
-        return padded * self.dim * (3 * self.dim + 2 * self.window_size**2) + tokens * self.dim**2
+        return padded * self.dim * 2 * self.window_size**2 + tokens * 4 * self.dim**2
