@@ -54,9 +54,6 @@ DRAWS = 16
 """Quantiles or draws that stand for the prediction of a modelled objective."""
 REFIT = 0.06
 """The lengths of a model are fitted anew when its data have grown by this share."""
-USUAL = 0.75
-"""What is worse than this share of the first, spread trials in a modelled objective is no part of the front worth finding: networks
-that are cheap and know nothing would take the whole budget."""
 MARGIN = 0.1
 """The reference point lies this share of the front's range behind its worst values."""
 
@@ -148,9 +145,11 @@ class SurrogateSampler(BaseSampler):
             tried=self.inputs([t.params for t in tried]), excess=np.array([max(t.constraints.values(), default=-1.0) for t in tried]))
 
     def _spread(self, evidence: Evidence, seen: set[Any], *, early: bool) -> Params | None:
-        """A fresh configuration: at random, or early on the one of several draws that lies farthest from all others."""
-        drawn = self._fresh(32 if early else 1, seen)
-        if not drawn or not early or not len(evidence.tried):
+        """A fresh configuration: at random; early on every second time the one of several draws that lies farthest from all others (the
+        farthest are rarely small, so not every time)."""
+        far = early and len(evidence.tried) % 2 == 1
+        drawn = self._fresh(32 if far else 1, seen)
+        if not drawn or not far:
             return drawn[0] if drawn else None
         x = self.inputs(drawn)
         gaps = ((x[:, None, :] - evidence.tried[None, :, :]) ** 2).sum(-1).min(axis=1)
@@ -281,11 +280,14 @@ class _Judge:
         points = self._believed(evidence)
         if running:
             points = np.vstack([points, self._predict(running).mean(axis=1)])
-        usual = np.full(len(self.signs), np.inf)
+        # networks that are cheap and know nothing would take the whole budget: what is worse than three quarters of the first, spread
+        # trials is no part of the front for one half of the proposals, what is worse than half way to their worst for the other
+        useful = np.full(len(self.signs), np.inf)
         for j in self.scales:
-            usual[j] = np.quantile(evidence.y[: max(FEW, sampler.initial), j], USUAL)
+            first = evidence.y[: max(FEW, sampler.initial), j]
+            useful[j] = sampler.rng.choice((np.quantile(first, 0.75), (np.median(first) + first.max()) / 2))
         front = points[non_dominated(points)]
-        within = front[np.all(front <= usual, axis=1)]
+        within = front[np.all(front <= useful, axis=1)]
         front = within if len(within) else front
         self.low = front.min(axis=0)
         self.span = np.where(np.ptp(front, axis=0) > 0, np.ptp(front, axis=0), np.maximum(np.abs(self.low), 1e-9) * 0.1)
