@@ -340,7 +340,7 @@ def _finish(device: torch.device, step_guard: StepGuard) -> None:
 
 
 def _amp_dtype() -> torch.dtype:
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _layout(x: Tensor) -> Tensor:

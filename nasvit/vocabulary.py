@@ -29,7 +29,7 @@ def _window(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> s
 def _shift(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
     if not isinstance(value, bool):
         return "true or false"
-    return "false where the window covers the map" if value and forced("shift", params, grid=grid) is False else None
+    return "false where the window is one token or covers the map" if value and forced("shift", params, grid=grid) is False else None
 
 
 def _kernel(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
@@ -79,7 +79,8 @@ def forced(name: str, params: Mapping[str, Scalar], *, grid: Grid) -> Scalar | N
     A window that covers the map's shorter side is not shifted (Swin's rule); an uncut map has no neighbour cluster.
     """
     if name == "shift" and "window_size" in params:
-        return False if int(params["window_size"]) >= min(grid) else None
+        size = int(params["window_size"])
+        return False if size >= min(grid) or size == 1 else None
     if name == "overlap" and params.get("cluster_depth") == 0:
         return 0
     return None

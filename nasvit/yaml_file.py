@@ -64,6 +64,8 @@ class _Loader(yaml.SafeLoader):
             line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(f"{name}:{line}: aliases and anchors (* and &) are not accepted; write the value out")
+            if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+                raise ConfigError(f"{name}:{line}: tags (!) are not accepted; write plain data")
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:

@@ -30,7 +30,9 @@ class ImageFolder(DataKind):
     accepts = "a directory CLASS/*.jpg or {train,val,test}/CLASS/*.jpg"
 
     def claims(self, spec: str) -> bool:
-        return Path(spec).is_dir() and bool(_folders(Path(spec)))
+        root = Path(spec)
+        arrays = any(p.stem == "train" or p.stem.endswith("_train") for p in root.glob("*.npz"))  # pictures beside them are not the data
+        return root.is_dir() and not arrays and bool(_folders(root))
 
     def describe(self, spec: str) -> DataInfo:
         """The natural size is a square of the median short side of the first images, from their headers."""

@@ -229,11 +229,12 @@ class Network(nn.Module):
             initialise(head)
 
     def _make_classifiers(self) -> list[nn.Module]:
-        made = []
+        made, place = [], next(self.stem.parameters())
         for name, dim in (("head", self.num_features), ("head_dist", self.num_features), ("aux_head", self._aux_dim),
                           ("aux_head_dist", self._aux_dim)):
             if hasattr(self, name):
-                setattr(self, name, nn.Linear(dim, self.num_classes) if self.num_classes else nn.Identity())
+                linear = nn.Linear(dim, self.num_classes, device=place.device, dtype=place.dtype) if self.num_classes else None
+                setattr(self, name, linear or nn.Identity())
                 made.append(getattr(self, name))
         return made
 

@@ -172,3 +172,20 @@ def test_exports_to_onnx_and_agrees(spec: MixerSpec) -> None:
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     error = (torch.from_numpy(output) - expected).abs().max() / expected.abs().max()
     assert error <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spec", specs(SQUARE))
+def test_runs_and_learns_in_half_precision(spec: MixerSpec, dtype: torch.dtype) -> None:
+    mixer, x = made(spec, SQUARE).train(), torch.randn(2, *SQUARE, DIM)
+    with torch.autocast("cpu", dtype=dtype):
+        out = mixer(x)
+    out.float().square().sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("spec", specs(SQUARE))
+def test_makes_no_tensor_on_another_device(spec: MixerSpec) -> None:
+    mixer = made(spec, SQUARE).to("meta")  # refuses what a GPU would refuse
+    assert mixer(torch.randn(2, *SQUARE, DIM, device="meta")).is_meta

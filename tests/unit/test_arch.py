@@ -46,7 +46,7 @@ def test_any_change_makes_another_id(tiny_arch: Arch) -> None:
 @pytest.mark.parametrize(("mixer", "message"), [
     (MixerSpec.of("window", window_size=4, shift=False, num_heads=3), "divisor of embed_dim 16: 1, 2, 4, 8, 16"),
     (MixerSpec.of("window", window_size=9, shift=False, num_heads=2), "1 to 8, the shorter side of the 8x8 map"),
-    (MixerSpec.of("window", window_size=8, shift=True, num_heads=2), "false where the window covers the map"),
+    (MixerSpec.of("window", window_size=8, shift=True, num_heads=2), "false where the window is one token or covers the map"),
     (MixerSpec.of("slide", kernel_size=4, num_heads=2), "an odd number from 3"),
     (MixerSpec.of("fsla", cluster_depth=7, overlap=0, num_heads=2), "0 to 6: 2**cluster_depth must divide 64 tokens"),
     (MixerSpec.of("fsla", cluster_depth=2, overlap=17, num_heads=2), "0 to 16 tokens at cluster_depth 2"),

@@ -69,7 +69,7 @@ def gated(x: Tensor, operations: nn.Sequential) -> tuple[Tensor, Tensor]:
     gates = spatial.gates(x)
     batch, height, width, dim = x.shape
     tokens = height * width
-    pooled = torch.bmm(gates.view(batch, 1, tokens), x.view(batch, tokens, dim)).squeeze(1) / tokens
+    pooled = torch.bmm((gates / tokens).view(batch, 1, tokens), x.view(batch, tokens, dim)).squeeze(1)  # half precision holds no sum
     return times(x, gates), channel.gates(pooled)
 
 

@@ -34,6 +34,9 @@ def cluster_order(q: Tensor, *, depth: int, iterations: int = ITERATIONS, assign
     assign: "soft" weights every token by softmax(temperature * cosine) in the iterations and cuts once at the end (the
     public code); "hard" cuts in every iteration (the article). Raises ArchError where N does not divide by 2**depth.
     """
+    if q.dtype in (torch.bfloat16, torch.float16):  # cosines of 8 bits are ties: the cuts would be chance
+        with torch.autocast(q.device.type, enabled=False):
+            return cluster_order(q.float(), depth=depth, iterations=iterations, assign=assign, temperature=temperature)
     if assign not in ASSIGNMENTS:
         raise ConfigError(unknown("cluster assignment", assign, list(ASSIGNMENTS)))
     tokens, dim = q.shape[-2:]

@@ -69,11 +69,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
     count, kernel_size = taps.key.shape[0], math.isqrt(taps.key.shape[0])
     pairs = batch * heads
     q, k, v = (t.reshape(pairs, dim, height, width) for t in (q, k, v))
+    taps = Taps(*(t.to(q.dtype) for t in taps))  # products in place are not cast by autocast
 
     logits = taps.key_constant.expand(batch, heads, count, dim).reshape(pairs, count, dim) @ q.flatten(2)  # (B*h, T, N)
     for weight, near in zip(taps.key.unbind(), _displaced(k, kernel_size), strict=True):
         logits.baddbmm_(weight.expand(pairs, count, dim), (q * near).flatten(2))
-    attention = logits.softmax(dim=1)
+    attention = logits.softmax(dim=1).to(q.dtype)  # autocast gives float32; cast once, not for each tap
 
     out = torch.bmm(taps.value_constant.expand(pairs, dim, count), attention).view_as(q)
     for weight, near in zip(taps.value.unbind(), _displaced(v, kernel_size), strict=True):

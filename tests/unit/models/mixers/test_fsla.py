@@ -270,3 +270,8 @@ def test_exported_onnx_agrees(tmp_path: Path) -> None:
     got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
     expected = module(x).detach()
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_half_precision_queries_are_clustered_as_exactly_as_they_are() -> None:
+    q = torch.randn(2, 3, 256, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(cluster_order(q, depth=4), cluster_order(q.float(), depth=4))
