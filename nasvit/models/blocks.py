@@ -71,6 +71,11 @@ class MixerBlock(nn.Module):
         """Whether some mixer attends with the class token."""
         return any(m.token_sets for m in self.mixers)
 
+    @property
+    def _scorer(self) -> int:
+        """The mixer whose class row scores the tokens: the last that attends with the class token; -1 where none does."""
+        return max((i for i, m in enumerate(self.mixers) if m.token_sets), default=-1)
+
     def tradeoff(self, *, slow: bool) -> Tensor | float:
         """The share of this block's class row in the score: its last mixer's own, or 1 for a plain block and 0.5 inside a segment."""
         own = next((cast(Mixer, m).tradeoff() for m in reversed(list(self.mixers)) if m.token_sets), None)
@@ -102,7 +107,7 @@ class MixerBlock(nn.Module):
         """The whole block on (B, n, C), the class token first. Only for `token_sets`."""
         row = None
         for i in range(len(self.mixers)):
-            change, row = self.mix_set(x, i, class_row=class_row and i == len(self.mixers) - 1)
+            change, row = self.mix_set(x, i, class_row=class_row and i == self._scorer)
             x = x + change
         return x + self.mlp_change(x), row
 
@@ -116,7 +121,7 @@ class MixerBlock(nn.Module):
         for i, mixer in enumerate(self.mixers):
             if mixer.token_sets:
                 joint = torch.cat([class_token, x.flatten(1, 2)], dim=1)
-                change, row = self.mix_set(joint, i, class_row=scored)
+                change, row = self.mix_set(joint, i, class_row=scored and i == self._scorer)
                 joint, score = joint + change, row if row is not None else score
                 class_token, x = joint[:, :1], joint[:, 1:].reshape(shape)
             else:
@@ -133,7 +138,8 @@ class MixerBlock(nn.Module):
         for i, mixer in enumerate(self.mixers):
             if mixer.token_sets:
                 flat = x.flatten(1, 2)
-                change, row = self.mix_set(torch.cat([class_token, tokens.slow_path(flat, selection)], dim=1), i, class_row=scored)
+                change, row = self.mix_set(torch.cat([class_token, tokens.slow_path(flat, selection)], dim=1), i,
+                                           class_row=scored and i == self._scorer)
                 class_token = class_token + change[:, :1]
                 x = tokens.restore(flat, change[:, 1:], selection).view(shape)
                 if row is not None:

@@ -65,7 +65,10 @@ def _stem(stem: Stem, image_size: Grid, in_channels: int, dim: int) -> tuple[int
 
 
 def estimate(arch: Arch) -> tuple[int, int]:
-    """(MACs of one image, parameters), about; slow-fast blocks save in proportion to the tokens they keep."""
+    """(MACs of one image, parameters), about; slow-fast blocks save in proportion to the tokens they keep.
+
+    Raises ArchError for a downsampling that no space has (LeViT's).
+    """
     macs, params = _stem(arch.stem, arch.image_size, arch.in_channels, arch.stages[0].embed_dim)
     before = arch.stages[0].embed_dim
     for s, stage in enumerate(arch.stages):

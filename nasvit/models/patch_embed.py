@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasvit.arch import Arch
+from nasvit.errors import ArchError
 from nasvit.models.folding import fold_norm_
 from nasvit.models.mixers.base import to_channels_first, to_channels_last
 
@@ -117,4 +118,6 @@ def make_downsample(kind: str, *, dim: int, out_dim: int) -> nn.Module:
         return PatchMerging(dim, out_dim)
     if kind in ("patch_norm", "overlap_norm"):
         return PatchDownsample(dim, out_dim, kernel_size=2 if kind == "patch_norm" else 3)
+    if kind not in ("conv", "conv_bias"):
+        raise ArchError(f"downsample {kind!r} is not made here; accepted: none, merge, patch_norm, overlap_norm, conv, conv_bias")
     return ConvDownsample(dim, out_dim, bias=kind == "conv_bias")

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-MAX_BOXES = 4000
 
 
 def free_boxes(front: Array, reference: Array, ideal: Array) -> tuple[Array, Array]:

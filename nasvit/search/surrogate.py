@@ -246,13 +246,14 @@ class SurrogateSampler(BaseSampler):
 
 
 class _Scale:
-    """From a minimised objective to what is modelled: its logarithm where values are positive and span a factor of 4, and the bad end
-    cut at as far behind the middle as the good end lies before it, because how bad the worst are says nothing about the front."""
+    """From a minimised objective to what is modelled: its logarithm where values are positive and span a factor of 4. A `score`
+    (an objective to maximise) has its bad end cut at as far behind the middle as the good end lies before it, because how bad the
+    worst are says nothing about the front; of a cost nothing is cut, or the dearest would seem cheaper than they are."""
 
-    def __init__(self, y: Array) -> None:
+    def __init__(self, y: Array, *, score: bool) -> None:
         self.log = bool(y.min() > 0 and y.max() > 4 * y.min())
         low, middle = np.quantile(np.log(y) if self.log else y, [0.05, 0.5])
-        self.worst = middle + max(middle - low, 1e-12)
+        self.worst = middle + max(middle - low, 1e-12) if score else np.inf
 
     def forward(self, y: Array) -> Array:
         return np.asarray(np.minimum(np.log(y) if self.log else y, self.worst))
@@ -269,7 +270,7 @@ class _Judge:
         self.rungs = len(set(evidence.rung)) > 1
         objectives = range(len(self.signs))
         known = self.domain.known(evidence.params[0])
-        self.scales = {j: _Scale(evidence.y[:, j]) for j in objectives if j not in known}
+        self.scales = {j: _Scale(evidence.y[:, j], score=self.signs[j] < 0) for j in objectives if j not in known}
         inputs = np.column_stack([evidence.x, evidence.rung]) if self.rungs else evidence.x
         self.models = {j: sampler.model(j, inputs, scale.forward(evidence.y[:, j])) for j, scale in self.scales.items()}
         self.limits = sampler.model(-1, evidence.tried, np.arcsinh(4 * evidence.excess)) if (evidence.excess > 0).any() else None
@@ -283,7 +284,7 @@ class _Judge:
         # networks that are cheap and know nothing would take the whole budget: what is worse than three quarters of the first, spread
         # trials is no part of the front for one half of the proposals, what is worse than half way to their worst for the other
         useful = np.full(len(self.signs), np.inf)
-        for j in self.scales:
+        for j in (j for j in self.scales if self.signs[j] < 0):
             first = evidence.y[: max(FEW, sampler.initial), j]
             useful[j] = sampler.rng.choice((np.quantile(first, 0.75), (np.median(first) + first.max()) / 2))
         front = points[non_dominated(points)]

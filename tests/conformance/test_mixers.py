@@ -47,7 +47,7 @@ def made(spec: MixerSpec, grid: Grid) -> Mixer:
     """The mixer, its batch norms with statistics that are not the identity."""
     mixer = make_mixer(spec, dim=DIM, resolution=grid)
     for part in mixer.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(part.running_mean, std=0.1)
             nn.init.uniform_(part.running_var, 0.5, 1.5)
     return mixer

@@ -24,18 +24,19 @@ def class_attention(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
 class GlobalMixer(Mixer):
     """Multi-head self-attention over all tokens. num_heads: divides C, else ArchError.
 
-    score_share: the share of its class attention in the running score of slow-fast blocks, in [0, 1]; negative (the default):
-    the network's rule, 1 for plain blocks and 0.5 inside a segment.
+    score_share: the share of its class attention in the running score of slow-fast blocks, in [0, 1]; not given: the
+    network's rule, 1 for plain blocks and 0.5 inside a segment.
     """
 
     token_sets: ClassVar[bool] = True
 
-    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, score_share: float = -1.0) -> None:
+    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, score_share: float | None = None) -> None:
         super().__init__()
         check_mixer(MixerSpec.of("global", num_heads=num_heads), embed_dim=dim, grid=resolution, where="mixer")
-        if isinstance(score_share, bool) or not isinstance(score_share, (int, float)) or score_share > 1:
+        if score_share is not None and (isinstance(score_share, bool) or not isinstance(score_share, (int, float))
+                                        or not 0 <= score_share <= 1):
             raise ArchError(f"mixer global: score_share {score_share!r} is not possible; accepted: 0 to 1")
-        self.dim, self.resolution, self.num_heads, self.score_share = dim, resolution, num_heads, float(score_share)
+        self.dim, self.resolution, self.num_heads, self.score_share = dim, resolution, num_heads, score_share
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -55,7 +56,7 @@ class GlobalMixer(Mixer):
 
     def tradeoff(self) -> float | None:
         """The share given, if one is."""
-        return self.score_share if self.score_share >= 0 else None
+        return self.score_share
 
     def macs(self) -> int:
         """Multiply-adds of one image: projections, and attention of all tokens of the grid to all."""

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem
+from nasvit.errors import ArchError
 from nasvit.models import build
+from nasvit.models.mixers import make_mixer
 from nasvit.models.mixers.global_ import GlobalMixer
 
 GLOBAL = MixerSpec.of("global", num_heads=2)
@@ -70,3 +72,9 @@ def test_a_stage_without_a_class_token_leaves_no_score() -> None:
 def test_an_impossible_share_is_refused(share: Any) -> None:
     with pytest.raises(Exception, match="score_share"):
         build(arch((replace(PLAIN, mixers=(MixerSpec.of("global", num_heads=2, score_share=share),)),)), seed=0)
+
+
+@pytest.mark.parametrize("share", [float("nan"), -1.0, 1.5, True, "half"])
+def test_a_score_share_that_is_no_share_is_refused(share: object) -> None:
+    with pytest.raises(ArchError, match="accepted: 0 to 1"):
+        make_mixer(MixerSpec.of("global", num_heads=2, score_share=share), dim=8, resolution=(4, 4))  # type: ignore[arg-type]

@@ -38,12 +38,11 @@ def images(arch: Arch, batch: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.5])
 def test_gradients_reach_every_parameter(name: str, keep_ratio: float) -> None:
     arch = make(name, keep_ratio=keep_ratio)
-    arch = replace(arch, stages=(arch.stages[0], replace(arch.stages[1], embed_dim=16)))
     net = build(arch, seed=1)
     logits, aux = net.forward_aux(images(arch))
     loss = logits.square().sum() + (aux.square().sum() if aux is not None else 0)
     loss.backward()
-    assert not [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert not [n for n, p in net.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert (aux is None) == (keep_ratio == 1.0)
 
 

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 
 from nasvit.results.front import hypervolume
 from nasvit.search.domain import ArchDomain, LearnedDomain, values_of
-from nasvit.search.surrogate import RUNG, SurrogateSampler
+from nasvit.search.surrogate import RUNG, SurrogateSampler, _Scale
 from nasvit.space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -121,3 +121,11 @@ def test_a_search_space_completes_what_is_cut_out_of_it(small_space: SearchSpace
 @pytest.fixture
 def small_space() -> SearchSpace:
     return SearchSpace.load("hybrid_tiny", image_size=(16, 16), in_channels=1)
+
+
+def test_the_bad_end_of_a_score_is_cut_and_that_of_a_cost_is_not() -> None:
+    y = np.array([-90.0, -88.0, -85.0, -10.0])
+    assert _Scale(y, score=True).forward(y).max() < -80 and _Scale(y, score=False).forward(y).max() == -10
+    cost = np.array([0.2, 0.3, 0.4, 50.0])
+    scale = _Scale(cost, score=False)
+    assert scale.back(scale.forward(cost)) == pytest.approx(cost)
