@@ -56,3 +56,24 @@ def test_projects_the_tokens_of_the_map_alone(grid: tuple[int, int], rows: int) 
     mixer.qkv.register_forward_hook(lambda module, given, out: seen.append(given[0].numel() // DIM))
     mixer(torch.randn(1, *grid, DIM, dtype=torch.float64))
     assert seen == [rows]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_inference_form_follows_a_loaded_state_dict_and_keeps_its_names(shift: bool) -> None:
+    source, mixer = made((8, 12), 4, shift), made((8, 12), 4, shift)
+    names = set(mixer.state_dict())
+    mixer.deploy_()
+    mixer.load_state_dict(source.state_dict())
+    x = torch.randn(2, 8, 12, DIM, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x), source(x))
+    assert set(mixer.state_dict()) == names
+
+
+def test_a_bias_too_large_to_keep_is_made_in_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasvit.models.mixers.window.KEPT_BIAS", 100)
+    mixer = made((8, 12), 4, True)
+    x = torch.randn(2, 8, 12, DIM, dtype=torch.float64)
+    before = mixer(x)
+    mixer.deploy_()
+    assert mixer.bias is None
+    torch.testing.assert_close(mixer(x), before)
