@@ -88,7 +88,9 @@ class WindowMixer(Mixer):
         self.register_buffer("bias", None, persistent=False)
 
     def deploy_(self) -> None:
-        """Bias and mask are added for good: 5 to 16 % of a call on one thread where windows are shifted, up to 8 % elsewhere. The state dict stays, and loading one adds them anew."""
+        """Bias and mask are added for good: 5 to 16 % of a call on one thread where windows are shifted, up to 8 % elsewhere.
+
+        The state dict stays as it is, and loading one adds them anew."""
         windows = 1 if self.mask is None else len(self.mask)
         if windows * self.num_heads * self.window_size**4 <= KEPT_BIAS:
             self._keep_bias(self)
