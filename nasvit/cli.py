@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nasvit import __version__
+from nasvit.commands.repair import repair
 from nasvit.errors import ConfigError, NasvitError, RunError
 
 DEFAULT_SPACE = "hybrid_tiny"
@@ -77,6 +78,8 @@ def search(
     sampler: Annotated[str | None, typer.Option(help="How the next architecture is proposed: see `nasvit list samplers`.")] = None,
     engine: Annotated[str | None, typer.Option(help="Where evaluations run: inline, processes or ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Evaluations at the same time (default: one per core).")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="A running cluster for engine ray: auto, HOST:PORT, ray://HOST:PORT.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="What each worker of the engine ray reserves, such as 0.5.")] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="random or timm:NAME, under the same protocol; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: reports/runs/DATE-DATA-SPACE).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -94,7 +97,7 @@ def search(
     loaded = Experiment.load(experiment, overrides={
         "space": DEFAULT_SPACE if space is None and experiment is None else space, "data": data, "device": device, "budget": budget,
         "minutes": minutes, "seed": seed, "limits": limits or None, "sampler": sampler, "engine": engine, "workers": workers,
-        "baselines": tuple(baseline) if baseline else None})
+        "ray_address": ray_address, "gpus_per_worker": gpus_per_worker, "baselines": tuple(baseline) if baseline else None})
     place = out or _fresh(f"{time.strftime('%Y-%m-%d')}-{Path(loaded.data).stem}-{Path(loaded.space).stem}")
 
     from nasvit.commands.display import Display
@@ -178,6 +181,9 @@ def list_(what: Annotated[str | None, typer.Argument(help="mixers, spaces, sampl
         for name, text in listing(kind):
             table.add_row(name, text)
         out_console.print(table)
+
+
+app.command(no_args_is_help=True)(repair)
 
 
 def _fresh(name: str) -> Path:

@@ -59,6 +59,10 @@ class Experiment(BaseModel):
 
     space: path of a search space, or the name of a shipped one. data, device: what `nasvit list` names, or a path.
     budget: distinct architectures to evaluate. minutes: stops earlier. limits: name to its largest value, in the name's unit.
+    ray_address: "auto", HOST:PORT or ray://HOST:PORT of a running cluster, for the engine ray (None: RAY_ADDRESS, else a local one);
+    gpus_per_worker: what each of its workers reserves.
+    job_minutes, job_memory_gb: what one evaluation at one rung may take before its worker is ended and the trial recorded as failed;
+    memory None: nine tenths of the machine's, shared by the workers (processes; on a cluster no limit). The engine inline holds neither.
     rungs: cumulative training steps at each rung; None: `default_rungs` of the data. eta: one of `eta` results of a rung is
     promoted to the next; 2, as the default rungs double.
     recipe: settings of the training loop that differ from its defaults. image_size: (H, W); None takes the allowed size
@@ -78,6 +82,10 @@ class Experiment(BaseModel):
     sampler: str = "tpe"
     engine: str = "processes"
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=10_000)
+    ray_address: str | None = None
+    gpus_per_worker: float = Field(default=0.0, ge=0, le=64)
+    job_minutes: float = Field(default=60.0, gt=0)
+    job_memory_gb: float | None = Field(default=None, gt=0)
     rungs: tuple[int, ...] | None = None
     eta: int = Field(default=2, ge=2, le=100)
     recipe: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
@@ -140,6 +148,8 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _engine(self) -> Experiment:
+        if self.engine != "ray" and (self.ray_address is not None or self.gpus_per_worker):
+            raise ValueError(f"ray_address and gpus_per_worker are for the engine ray, not {self.engine}; add engine: ray")
         if self.engine == "inline" and self.workers != 1:
             object.__setattr__(self, "workers", 1)  # it runs in the caller, one at a time
         return self

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,11 +21,38 @@ class WorkerError(NasvitError):
     """The place where a function ran is gone, or its result could not be brought back; the function is not at fault."""
 
 
+class OverLimitError(WorkerError):
+    """The function took more time or memory than a job may; its worker was ended. Trying again would end the same way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLimits:
+    """What one function may take. seconds: wall time from its start in a worker. memory_mb: resident memory of its worker, in MB
+    (10^6 bytes), whatever it held before included. None: no limit. Raises ConfigError for a number that is not above 0."""
+
+    seconds: float | None = None
+    memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "memory_mb"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"the limit {name} of a job must be a number above 0, not {value!r}")
+
+    def broken(self, *, seconds: float, memory_mb: float) -> str | None:
+        """In words, which limit is passed; None where none is."""
+        if self.seconds is not None and seconds > self.seconds:
+            return f"it ran for more than {self.seconds:g} s"
+        if self.memory_mb is not None and memory_mb > self.memory_mb:
+            return f"its worker held {memory_mb:.0f} MB, more than {self.memory_mb:.0f} MB"
+        return None
+
+
 class Engine(ABC):
     """Runs functions of modules, with arguments that can be pickled. A context manager: leaving it shuts it down.
 
     A future holds the function's result or its exception, of the same type. A worker that dies fails only its own future,
-    with WorkerError, and is replaced.
+    with WorkerError, and is replaced; one whose function passes the engine's `limits` is ended, with OverLimitError.
     """
 
     workers: int
@@ -43,15 +73,25 @@ class Engine(ABC):
         self.shutdown(cancel=error is not None)
 
 
-ENGINES: Registry[Callable[[int], Engine]] = Registry("engine")
+NO_LIMITS = JobLimits()
+ENGINES: Registry[type[Engine]] = Registry("engine")
 
 
-def make_engine(name: str, *, workers: int) -> Engine:
-    """The engine of this name. Raises ConfigError for an unknown name, or fewer than one worker."""
-    make = ENGINES[name]
+def make_engine(name: str, *, workers: int, limits: JobLimits = NO_LIMITS, **place: Any) -> Engine:
+    """The engine of this name; `place` is what it alone takes, such as ray's address and gpus. Raises ConfigError for an unknown
+    name, fewer than one worker, or limits that it cannot hold."""
+    make: Any = ENGINES[name]
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"workers must be a whole number from 1, not {workers!r}")
-    return make(workers)
+    return make(workers, limits=limits, **place)  # type: ignore[no-any-return]
+
+
+def resident_mb(pid: int | None) -> float:
+    """Memory of a process in MB (10^6 bytes); 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def portable(error: Exception) -> Exception:

@@ -6,14 +6,21 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from nasvit.engines.base import ENGINES, Engine
+from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits
+from nasvit.errors import ConfigError
 
 
 @ENGINES.register("inline")
 class InlineEngine(Engine):
-    """`submit` returns when the function has ended; KeyboardInterrupt goes to the caller. Always one worker."""
+    """`submit` returns when the function has ended; KeyboardInterrupt goes to the caller. Always one worker.
 
-    def __init__(self, workers: int = 1) -> None:
+    Nobody watches the caller's own process: limits are refused with ConfigError.
+    """
+
+    def __init__(self, workers: int = 1, *, limits: JobLimits = NO_LIMITS) -> None:
+        if limits != NO_LIMITS:
+            raise ConfigError("the engine inline cannot end a function that takes too long or too much memory, because it is the "
+                              "search's own process; use the engine processes, or leave the limit away")
         self.workers = 1
         self._open = True
 

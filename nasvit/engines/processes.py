@@ -14,6 +14,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from nasvit.engines.base import ENGINES, Engine, WorkerError, portable, told
+from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits, OverLimitError, WorkerError, portable, resident_mb, told
+from nasvit.errors import ConfigError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 JOIN_SECONDS = 5.0
+LOOK_SECONDS = 0.25
+"""So often a function with limits is looked at."""
 
 _starting = threading.Lock()
 
@@ -46,8 +50,11 @@ class _Worker:
 class ProcessEngine(Engine):
     """`workers` processes, started when first needed and kept."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS) -> None:
+        if limits.memory_mb is not None and not resident_mb(os.getpid()):
+            raise ConfigError("this system does not tell the memory of a process, so memory_mb cannot be held; leave it away")
         self.workers = workers
+        self.limits = limits
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = True
@@ -101,23 +108,33 @@ class ProcessEngine(Engine):
     def _run(self, slot: int, job: _Job) -> None:
         try:
             worker = self._worker(slot)
-            answer = _exchange(worker, job.payload) if worker is not None else None
+            answer = _exchange(worker, job, self.limits) if worker is not None else None
+        except OverLimitError as error:
+            assert worker is not None
+            worker.process.kill()
+            self._bury(slot, worker)
+            job.future.set_exception(error)
+            return
         except Exception as error:  # whatever it is: a thread that ends here would leave the future open for ever
             job.future.set_exception(WorkerError(f"a worker process could not be started ({type(error).__name__}: {error})"))
             return
         if answer is not None:
             _settle(job, answer)
             return
-        with self._lock:
-            self._running.pop(slot, None)
         if worker is not None:
-            worker.pipe.close()
-            worker.process.join()
+            self._bury(slot, worker)
         if self._cancelled or worker is None:
             job.future.set_exception(CancelledError())
         else:
             job.future.set_exception(WorkerError(f"the worker process running {job.name} died ({_cause(worker.process.exitcode)}); "
                                                  "a new one takes its place. Was the memory exhausted?"))
+
+    def _bury(self, slot: int, worker: _Worker) -> None:
+        """Forget a worker that has died, or was just killed."""
+        with self._lock:
+            self._running.pop(slot, None)
+        worker.pipe.close()
+        worker.process.join()
 
     def _worker(self, slot: int) -> _Worker | None:
         """The slot's worker, started where there is none; None once the engine is cancelled."""
@@ -173,11 +190,15 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _exchange(worker: _Worker, payload: bytes) -> bytes | None:
-    """Send a job and wait for the answer; None where the worker died."""
+def _exchange(worker: _Worker, job: _Job, limits: JobLimits) -> bytes | None:
+    """Send a job and wait for the answer; None where the worker died. Raises OverLimitError where it passes a limit."""
     try:
-        worker.pipe.send_bytes(payload)
-        wait([worker.pipe, worker.process.sentinel])
+        worker.pipe.send_bytes(job.payload)
+        begun = time.monotonic()
+        while not wait([worker.pipe, worker.process.sentinel], timeout=None if limits == NO_LIMITS else LOOK_SECONDS):
+            broken = limits.broken(seconds=time.monotonic() - begun, memory_mb=resident_mb(worker.process.pid))
+            if broken is not None:
+                raise OverLimitError(f"{job.name} was ended, because {broken}")
         return worker.pipe.recv_bytes() if worker.pipe.poll() else None
     except (EOFError, OSError):
         return None

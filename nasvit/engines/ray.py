@@ -1,4 +1,4 @@
-"""The engine of a cluster: Ray tasks, on a cluster named by RAY_ADDRESS or on a local one started for this run.
+"""The engine of a cluster: Ray actors, on a cluster named by RAY_ADDRESS or on a local one started for this run.
 
 The only file that imports ray, and only when the engine is made: the import costs half a second, a local start four.
 """
@@ -7,113 +7,175 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
+import queue
 import shutil
 import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from nasvit.engines.base import ENGINES, Engine, WorkerError, portable, told
-from nasvit.errors import ConfigError
+from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits, OverLimitError, WorkerError, portable, resident_mb, told
+from nasvit.errors import ConfigError, NasvitError
 
 OBJECT_STORE_BYTES = 100 * 1024**2
 CONNECT_SECONDS = 10.0
+LOOK_SECONDS = 0.5
+"""So often a running function is looked at."""
 
 
 @ENGINES.register("ray")
 class RayEngine(Engine):
-    """`workers` tasks at a time, one CPU each. `address`: "host:port" of a running cluster; None: RAY_ADDRESS, else a local one."""
+    """`workers` actors that stay, one CPU and `gpus` of a GPU each. `address`: "auto", "host:port" or "ray://host:port" of a running
+    cluster; None: RAY_ADDRESS, else a local one. Nodes may come and go: an actor that is lost with its node is started anew."""
 
-    def __init__(self, workers: int, *, address: str | None = None) -> None:
+    def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS, address: str | None = None, gpus: float = 0.0) -> None:
         address = address or os.environ.get("RAY_ADDRESS")
         if address:
             _reachable(address)
         else:
             _require_token()
         self._ray = _import()
-        self.workers = workers
+        self.workers, self.limits = workers, limits
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._open = True
-        self._refs: dict[Future[Any], Any] = {}
+        self._open, self._cancelled = True, False
+        self._actors: dict[int, Any] = {}
         self._started = not self._ray.is_initialized()
         if self._started:
             options: dict[str, Any] = {"address": address} if address else {
                 "address": "local", "num_cpus": workers, "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES,
                 "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             self._ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
-        self._remote = self._ray.remote(num_cpus=1, max_retries=0)(_call)
+        # a second thread of the actor tells its memory while the first one works
+        self._ray.method(concurrency_group="watch")(_Actor.resident_mb)
+        share = 1 if address else 0  # of a cluster's cores; a local one is there for the workers alone
+        self._actor = self._ray.remote(num_cpus=share, num_gpus=gpus, max_restarts=0, concurrency_groups={"watch": 1})(_Actor)
+        self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True, name=f"nasvit-ray-{slot}")
+                         for slot in range(workers)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
+        try:
+            payload = pickle.dumps((fn, args))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise WorkerError(f"{told(fn)} and its arguments must be picklable to run in another process: {error}") from error
         with self._lock:
             if not self._open:
                 raise RuntimeError("the engine is shut down")
-            try:
-                ref = self._remote.remote(fn, *args)
-            except TypeError as error:
-                raise WorkerError(f"{told(fn)} and its arguments must be picklable to run in another process: {error}") from error
-            self._refs[future] = ref
-        future.add_done_callback(self._done)
-        ref.future().add_done_callback(lambda inner: self._settle(future, inner, told(fn)))
+            self._jobs.put(_Job(told(fn), payload, future))
         return future
 
     def shutdown(self, *, cancel: bool) -> None:
         with self._lock:
             first, self._open = self._open, False
-            pending = dict(self._refs)
-        if cancel:
-            for future, ref in pending.items():
-                self._ray.cancel(ref, force=True)
-                if not future.cancel():
-                    _fail(future, CancelledError())
-        else:
-            for future in pending:
-                if not future.cancelled():
-                    future.exception()
+            if first:
+                for _ in self._threads:
+                    self._jobs.put(None)
+            self._cancelled = self._cancelled or cancel
+        for thread in self._threads:
+            thread.join()
         if first and self._started:
             self._ray.shutdown()
 
-    def _done(self, future: Future[Any]) -> None:
-        with self._lock:
-            ref = self._refs.pop(future, None)
-        if ref is not None and future.cancelled() and self._open:
-            self._ray.cancel(ref, force=True)
+    def _serve(self, slot: int) -> None:
+        """The life of one slot: take a job, have its actor do it, replace the actor where it died."""
+        while (job := self._jobs.get()) is not None:
+            if self._cancelled:
+                job.future.cancel()
+            if job.future.set_running_or_notify_cancel():
+                try:
+                    self._settle(job, self._run(slot, job))
+                except Exception as error:  # whatever it is: a thread that ends here would leave the future open for ever
+                    job.future.set_exception(error if isinstance(error, (NasvitError, CancelledError))
+                                             else WorkerError(f"Ray could not run {job.name} ({type(error).__name__}: {error})"))
+        self._drop(slot)
 
-    def _settle(self, future: Future[Any], inner: Future[Any], name: str) -> None:
-        """Carry the task's end over to our future, with the function's own exception."""
-        error = inner.exception()
-        if error is None:
-            if not future.done():
-                future.set_result(inner.result())
-            return
-        exceptions = self._ray.exceptions
-        if isinstance(error, exceptions.RayTaskError):
-            _fail(future, error.cause if isinstance(error.cause, Exception) else error)
-        elif isinstance(error, exceptions.TaskCancelledError):
-            _fail(future, CancelledError())
+    def _run(self, slot: int, job: _Job) -> bytes:
+        """The answer of the slot's actor. Raises WorkerError where the actor dies, OverLimitError where the job passes a limit."""
+        if slot not in self._actors:
+            self._actors[slot] = self._actor.remote()
+        actor, exceptions = self._actors[slot], self._ray.exceptions
+        try:
+            ready = actor.ready.remote()
+            while not self._ray.wait([ready], timeout=LOOK_SECONDS)[0]:  # a cluster may have no room yet: that is not the job's time
+                self._stop_if_cancelled(slot)
+            self._ray.get(ready)
+            answer, begun = actor.answer.remote(job.payload), time.monotonic()
+            while not self._ray.wait([answer], timeout=LOOK_SECONDS)[0]:
+                self._stop_if_cancelled(slot)
+                broken = self.limits.broken(seconds=time.monotonic() - begun, memory_mb=self._memory_mb(actor))
+                if broken is not None:
+                    self._drop(slot)
+                    raise OverLimitError(f"{job.name} was ended, because {broken}")
+            return self._ray.get(answer)  # type: ignore[no-any-return]
+        except exceptions.RayError as error:
+            self._drop(slot)
+            raise WorkerError(f"the Ray worker running {job.name} died ({type(error).__name__}); another takes its place. "
+                              "Was the memory exhausted, or a node lost?") from error
+
+    def _memory_mb(self, actor: Any) -> float:
+        if self.limits.memory_mb is None:
+            return 0.0
+        told_mb = actor.resident_mb.remote()
+        done, _ = self._ray.wait([told_mb], timeout=2 * LOOK_SECONDS)
+        return float(self._ray.get(told_mb)) if done else 0.0  # a worker too busy to tell is asked again
+
+    def _stop_if_cancelled(self, slot: int) -> None:
+        if self._cancelled:
+            self._drop(slot)
+            raise CancelledError
+
+    def _drop(self, slot: int) -> None:
+        """End the slot's actor; the next job starts another."""
+        actor = self._actors.pop(slot, None)
+        if actor is not None:
+            self._ray.kill(actor, no_restart=True)
+
+    def _settle(self, job: _Job, answer: bytes) -> None:
+        ok, value = pickle.loads(answer)
+        if ok:
+            job.future.set_result(value)
         else:
-            _fail(future, WorkerError(f"the Ray worker running {name} died ({type(error).__name__}); another takes its place. "
-                                      "Was the memory exhausted?"))
+            job.future.set_exception(value)
 
 
-def _call(fn: Callable[..., Any], *args: Any) -> Any:
-    """In the worker: one torch thread, as each task owns one CPU."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    try:
-        return fn(*args)
-    except Exception as error:  # handed to the caller in the future
-        raise portable(error) from None
+@dataclass(frozen=True, slots=True)
+class _Job:
+    name: str
+    payload: bytes
+    future: Future[Any]
 
 
-def _fail(future: Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+class _Actor:
+    """In the worker: does one job after the other with one torch thread, as each owns one CPU."""
+
+    def ready(self) -> bool:
+        """Whether it lives."""
+        return True
+
+    def answer(self, payload: bytes) -> bytes:
+        """(True, result) or (False, exception), pickled: an exception keeps its type this way."""
+        try:
+            fn, args = pickle.loads(payload)
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)
+            return pickle.dumps((True, fn(*args)))
+        except Exception as error:  # handed to the caller in the future
+            return pickle.dumps((False, portable(error)))
+
+    def resident_mb(self) -> float:
+        """Memory of this worker in MB."""
+        return resident_mb(os.getpid())
 
 
 def _import() -> Any:

@@ -150,8 +150,41 @@ def read(path: Path, *, mend: bool = False) -> list[TrialRecord]:
         try:
             records.append(from_line(raw.decode()))
         except (NasvitError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}, line {number}: {error}") from None
+            raise RunError(f"{path}, line {number}: {error}; `nasvit repair` keeps all intact records") from None
     return records
+
+
+def repair(path: Path) -> tuple[int, list[int]]:
+    """Keep the intact lines of a damaged record file: (records kept, line numbers that were damaged, a torn last line included).
+
+    The file is replaced whole; the damaged lines go, as they are, behind those already in `<name>.damaged` beside it. A file without
+    damage is not touched. Raises RunError where there is no file, or nothing can be written.
+    """
+    if not path.is_file():
+        raise RunError(f"there are no records at {path} to repair")
+    good, bad = [], {}
+    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):  # not splitlines, which cuts at other characters too
+        try:
+            from_line(raw.decode())
+            good.append(raw + b"\n")
+        except (NasvitError, UnicodeDecodeError):
+            bad[number] = raw + b"\n"
+    if bad and bad[max(bad)] == b"\n" and max(bad) == len(good) + len(bad):
+        del bad[max(bad)]  # nothing stands behind the last newline
+    if bad:
+        try:
+            with path.with_name(path.name + ".damaged").open("ab") as aside:
+                aside.writelines(bad.values())
+                os.fsync(aside.fileno())
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            with temporary.open("wb") as file:
+                file.writelines(good)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise RunError(f"cannot repair {path}: {error.strerror}") from None
+    return len(good), list(bad)
 
 
 def latest(records: Iterable[TrialRecord]) -> dict[int, TrialRecord]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from nasvit.engines import OverLimitError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append
 from nasvit.search.evaluate import Job, Settings, failure
@@ -135,7 +136,7 @@ class Loop:
         except CancelledError:
             return
         except Exception as error:  # the worker died, not the network: try once more, then write it down
-            if flight.attempt < ATTEMPTS:
+            if flight.attempt < ATTEMPTS and not isinstance(error, OverLimitError):
                 self._fly(replace(flight, attempt=flight.attempt + 1))
                 return
             job = flight.job

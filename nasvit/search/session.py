@@ -10,7 +10,7 @@ from typing import Any
 
 from nasvit.data import DataSet, describe, load
 from nasvit.devices import open_device
-from nasvit.engines import ENGINES, make_engine
+from nasvit.engines import ENGINES, JobLimits, make_engine
 from nasvit.errors import RunError
 from nasvit.experiment import Experiment, default_rungs
 from nasvit.models.space_check import check_space
@@ -78,6 +78,16 @@ def check(experiment: Experiment) -> None:
     ENGINES[experiment.engine]
     Recipe.of(experiment.recipe)
     baselines.check(experiment.baselines)
+
+
+def job_limits(experiment: Experiment) -> JobLimits:
+    """What one job may take in this experiment's engine; inline has no worker that could be ended."""
+    if experiment.engine == "inline":
+        return JobLimits()
+    memory = experiment.job_memory_gb
+    if memory is None and experiment.engine == "processes":
+        memory = 0.9 * directory.host()["memory_gb"] / experiment.workers
+    return JobLimits(seconds=60 * experiment.job_minutes, memory_mb=None if memory is None else 1e3 * memory)
 
 
 def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, reference_ms: float | None = None) -> Bound:
@@ -150,7 +160,8 @@ def _search(experiment: Experiment, bound: Bound, *, out: Path, records: list[Tr
         if progress is not None:
             progress(snapshot)
 
-    engine = make_engine(experiment.engine, workers=experiment.workers)
+    place = {"address": experiment.ray_address, "gpus": experiment.gpus_per_worker} if experiment.engine == "ray" else {}
+    engine = make_engine(experiment.engine, workers=experiment.workers, limits=job_limits(experiment), **place)
     cancel = True  # whatever ends this early does not wait for what is running
     try:
         loop = Loop(experiment, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,

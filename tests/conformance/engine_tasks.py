@@ -54,3 +54,9 @@ def threads() -> tuple[str | None, int]:
     import torch
 
     return os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
+
+
+def swell(mb: int) -> None:
+    block = bytearray(mb * 10**6)
+    block[::4096] = b"x" * len(block[::4096])  # touched, so that it is resident
+    time.sleep(60)

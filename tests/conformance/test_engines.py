@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nasvit.engines import ENGINES, Engine, WorkerError, make_engine
+from nasvit.engines import ENGINES, Engine, JobLimits, OverLimitError, WorkerError, make_engine
 from nasvit.errors import ConfigError, TrainingError
 from tests.conformance import engine_tasks as tasks
 
@@ -79,6 +79,26 @@ def test_a_dead_worker_fails_only_its_own_future_and_is_replaced(apart: Engine) 
 
 def test_a_worker_has_one_torch_thread(apart: Engine) -> None:
     assert apart.submit(tasks.threads).result(LIMIT) == ("1", 1)
+
+
+@pytest.mark.parametrize("name", APART)
+def test_a_function_past_a_limit_is_ended_and_the_next_one_runs(name: str) -> None:
+    with make_engine(name, workers=1, limits=JobLimits(seconds=1.0, memory_mb=900)) as engine:
+        assert engine.submit(tasks.add, 1, 1).result(LIMIT) == 2
+        start = time.monotonic()
+        with pytest.raises(OverLimitError, match="more than 1 s"):
+            engine.submit(tasks.sleep_then, 60, 0).result(LIMIT)
+        assert time.monotonic() - start < 1 + 5
+        assert engine.submit(tasks.add, 2, 2).result(LIMIT) == 4
+    with make_engine(name, workers=1, limits=JobLimits(memory_mb=900)) as engine:
+        with pytest.raises(OverLimitError, match="more than 900 MB"):
+            engine.submit(tasks.swell, 1000).result(LIMIT)
+        assert engine.submit(tasks.add, 3, 3).result(LIMIT) == 6
+
+
+def test_the_inline_engine_refuses_limits() -> None:
+    with pytest.raises(ConfigError, match="inline cannot end"):
+        make_engine("inline", workers=1, limits=JobLimits(seconds=1.0))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -95,8 +95,9 @@ def test_the_command_line_is_frozen() -> None:
 FLAGS: dict[str, list[str]] = {
     "list": [],
     "measure": ["--arch", "--device", "--json", "--model", "--run"],
+    "repair": [],
     "report": [],
-    "search": ["--allow-drift", "--baseline", "--budget", "--data", "--device", "--engine", "--max-latency", "--max-macs", "--max-params",
-               "--minutes", "--out", "--resume", "--sampler", "--seed", "--space", "--workers"],
+    "search": ["--allow-drift", "--baseline", "--budget", "--data", "--device", "--engine", "--gpus-per-worker", "--max-latency",
+               "--max-macs", "--max-params", "--minutes", "--out", "--ray-address", "--resume", "--sampler", "--seed", "--space", "--workers"],
     "space": ["--image-size", "--sample"],
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nasvit.errors import RunError
-from nasvit.results.record import TrialRecord, append, from_line, latest, read, to_line
+from nasvit.results.record import TrialRecord, append, from_line, latest, read, repair, to_line
 
 
 def record(trial: int = 0, rung: int = 1, **changes: object) -> TrialRecord:
@@ -70,3 +70,31 @@ def test_a_failed_promotion_does_not_undo_the_rung_below() -> None:
 
 def test_an_absent_file_has_no_records(tmp_path: Path) -> None:
     assert read(tmp_path / "none.jsonl") == []
+
+
+def test_repair_keeps_every_intact_record_and_the_damage_aside(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    for i in range(4):
+        append(path, record(i))
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = lines[1].replace(b"0.6", b"0.7")
+    path.write_bytes(b"\n".join(lines)[:-30])
+    with pytest.raises(RunError, match=r"line 2.*nasvit repair"):
+        read(path)
+    assert repair(path) == (2, [2, 4])
+    assert [r.trial for r in read(path)] == [0, 2]
+    assert path.with_name("records.jsonl.damaged").read_bytes().split(b"\n")[:2] == [lines[1], lines[3][:-29]]
+    append(path, record(4))
+    assert [r.trial for r in read(path)] == [0, 2, 4]
+
+
+def test_repair_leaves_whole_records_alone(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    append(path, record(0))
+    before = path.stat().st_mtime_ns
+    assert repair(path) == (1, []) and path.stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_repair_without_records_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no records"):
+        repair(tmp_path / "records.jsonl")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nasvit.engines import OverLimitError
 from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord, read
 from nasvit.search.evaluate import Job
@@ -107,6 +108,21 @@ def test_a_dead_worker_is_tried_again_and_then_written_down(tmp_path: Path) -> N
     assert tries[2] == 2 and counts(loop.records).evaluated == 8
     failed = [r for r in loop.records if r.status == "failed"]
     assert [r.trial for r in failed] == [2] and "worker died" in failed[0].reason
+
+
+def test_a_job_past_its_limits_is_written_down_and_not_tried_again(tmp_path: Path) -> None:
+    tried: list[int] = []
+
+    def evaluate(job: Job) -> TrialRecord:
+        tried.append(job.trial)
+        if job.trial == 1:
+            raise OverLimitError("evaluate was ended, because it ran for more than 1 s")
+        return fake_evaluate(job)
+
+    loop = make_loop(tmp_path, evaluate=evaluate)
+    loop.run()
+    failed = [r for r in loop.records if r.status == "failed"]
+    assert [r.trial for r in failed] == [1] and "more than 1 s" in str(failed[0].reason) and tried.count(1) == 1
 
 
 def test_a_failed_promotion_leaves_its_trial_at_the_rung_below_and_is_not_tried_again(tmp_path: Path) -> None:
