@@ -8,7 +8,6 @@ damaged line is a RunError naming file and line.
 from __future__ import annotations
 
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from nasvit.arch import Arch
 from nasvit.errors import NasvitError, RunError
+from nasvit.results.objectives import fault
 
 Status = Literal["complete", "rejected", "failed"]
 STATUSES = ("complete", "rejected", "failed")
@@ -59,8 +59,9 @@ class TrialRecord:
         if self.status not in STATUSES:
             raise RunError(f"record status must be one of {', '.join(STATUSES)}, not {self.status!r}")
         for name, value in self.objectives.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise RunError(f"trial {self.trial}: objective {name} must be a finite number, not {value!r}")
+            wrong = fault(name, value)
+            if wrong is not None:
+                raise RunError(f"trial {self.trial}: {wrong}")
 
     def network(self) -> Arch:
         """The Arch of the record; raises RunError for a named baseline, which has none."""

@@ -97,7 +97,8 @@ FLAGS: dict[str, list[str]] = {
     "measure": ["--arch", "--device", "--json", "--model", "--run"],
     "repair": [],
     "report": [],
-    "search": ["--allow-drift", "--baseline", "--budget", "--data", "--device", "--engine", "--gpus-per-worker", "--max-latency",
-               "--max-macs", "--max-params", "--minutes", "--out", "--ray-address", "--resume", "--sampler", "--seed", "--space", "--workers"],
+    "search": ["--allow-drift", "--baseline", "--budget", "--data", "--device", "--engine", "--gpus-per-worker",
+               "--max-latency", "--max-macs", "--max-params", "--minutes", "--out", "--ray-address",
+               "--resume", "--sampler", "--seed", "--space", "--workers"],
     "space": ["--image-size", "--sample"],
 }

@@ -98,3 +98,10 @@ def test_repair_leaves_whole_records_alone(tmp_path: Path) -> None:
 def test_repair_without_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no records"):
         repair(tmp_path / "records.jsonl")
+
+
+@pytest.mark.parametrize(("name", "value"), [("accuracy", 1.5), ("accuracy", -0.1), ("latency_ms", -1.0), ("latency_ms", 1e308),
+                                             ("params_m", "5")])
+def test_a_value_that_no_network_can_have_is_refused(name: str, value: object) -> None:
+    with pytest.raises(RunError, match=name):
+        record(objectives={name: value})
