@@ -14,10 +14,16 @@ from nasvit.runtimes.base import RUNTIMES, Runtime
 @RUNTIMES.register("eager")
 @final
 class Eager(Runtime):
-    """Calls the module."""
+    """torch, calling the module."""
+
+    name = "eager"
+    devices = ("cpu", "cuda")
 
     def prepare(self, module: nn.Module, example: Tensor) -> Callable[[Tensor], object]:
         return module
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
+
+    def missing(self) -> str | None:
+        return None
