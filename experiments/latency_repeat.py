@@ -72,7 +72,8 @@ def session(options: argparse.Namespace) -> None:
 
     nets = (sampled_networks(options.space, networks=options.networks, seed=options.seed) if options.space
             else plain_networks(options.seed))
-    device = open_device(options.device, reference_ms=options.reference_ms)
+    separator = "&" if "?" in options.device else "?"  # an unstable figure is a row of the table, not the end of the session
+    device = open_device(f"{options.device}{separator}noise=keep", reference_ms=options.reference_ms)
     order = random.Random(options.session).sample(sorted(nets), len(nets))
     print(json.dumps({name: device.measure(nets[name][0], input_shape=nets[name][1]).to_dict() for name in order}))
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from nasvit.arch import Arch
-from nasvit.devices import Device, LatencyStats, machine_lock, open_device
+from nasvit.devices import Device, LatencyStats, open_device
 from nasvit.errors import ConfigError, RunError
 from nasvit.models.build import build
 from nasvit.report.tables import Run
@@ -66,9 +66,8 @@ def front_of(run: Run, *, device: str | None = None) -> list[Remeasured]:
 
 
 def measure(module: nn.Module, *, device: Device, input_shape: tuple[int, ...]) -> LatencyStats:
-    """Latency while no training step runs on this machine; input_shape is (B, C, H, W)."""
-    with machine_lock.measuring():
-        return device.measure(module, input_shape=input_shape)
+    """Latency while no training step runs on the device's machine; input_shape is (B, C, H, W)."""
+    return device.measure(module, input_shape=input_shape)
 
 
 def network_of(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
@@ -89,16 +88,20 @@ def read_arch(path: Path) -> Arch:
 
 
 def named_model(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """`timm:NAME` untrained, and its own input shape (1, C, H, W). Raises ConfigError for a model that timm does not have."""
-    if not name.startswith("timm:"):
-        raise ConfigError(f"a model is timm:NAME, such as timm:levit_128s, not {name!r}")
+    """`timm:NAME`, or a model of the zoo by its name, untrained, and its own input shape (1, C, H, W).
+
+    Raises ConfigError for a model that neither has.
+    """
     ensure()
     import timm
+
+    import nasvit.zoo  # noqa: F401 (importing registers the zoo's models with timm)
 
     short = name.removeprefix("timm:")
     if not timm.is_model(short):
         near = timm.list_models(f"*{short.split('_')[0]}*")[:10]
-        raise ConfigError(f"timm has no model {short!r}" + (f"; perhaps one of {', '.join(near)}" if near else "; see timm.list_models()"))
+        raise ConfigError(f"neither timm nor the zoo has a model {short!r}"
+                          + (f"; perhaps one of {', '.join(near)}" if near else "; see timm.list_models()"))
     module: nn.Module = timm.create_model(short, pretrained=False)
     settings: dict[str, Any] = getattr(module, "pretrained_cfg")  # noqa: B009 (nn.Module types every attribute as a tensor)
     return module, (1, *settings["input_size"])

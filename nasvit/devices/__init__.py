@@ -1,8 +1,9 @@
 """Devices: where latency is measured. A new place is one file and one line here."""
 
-from nasvit.devices import local  # noqa: F401 (importing registers)
-from nasvit.devices.base import DEVICES, Device, open_device
+from nasvit.devices import local, remote  # noqa: F401 (importing registers)
+from nasvit.devices.base import DEVICES, Device, Prepared
 from nasvit.devices.lock import machine_lock
+from nasvit.devices.opening import open_device
 from nasvit.devices.stats import LatencyStats
 
-__all__ = ["DEVICES", "Device", "LatencyStats", "machine_lock", "open_device"]
+__all__ = ["DEVICES", "Device", "LatencyStats", "Prepared", "machine_lock", "open_device"]

@@ -1,64 +1,32 @@
-"""The machine this process runs on: its CPU, or its first CUDA GPU."""
+"""The machine this process runs on, with torch inside this process: its CPU, or its first CUDA GPU."""
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import hashlib
 import json
-import os
-import platform
-import sys
 import time
-from contextlib import suppress
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nasvit.devices.base import DEVICES, Call, Device, in_eval
+from nasvit.devices import machine, timing
+from nasvit.devices.base import DEVICES, Device, Prepared, example
+from nasvit.devices.form import inference_form
+from nasvit.devices.lock import machine_lock
 from nasvit.devices.memory import peak_bytes
-from nasvit.devices.reference import VERSION
+from nasvit.devices.reference import VERSION, make_reference
+from nasvit.devices.spec import DeviceSpec
 from nasvit.errors import ConfigError, MeasurementError
 from nasvit.runtimes import Runtime
 
-
-def cpu_model() -> str:
-    """The processor's name as the system tells it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory in the process; whether it did. Elsewhere nothing is changed.
-
-    By default tensors over 128 kB may come from fresh pages in one process and not in the next, by luck of the heap: hundreds
-    of page faults per call, measured as 10 ms against 15 ms of CPU time for one network in two processes.
-    """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    return bool(libc.mallopt(mmap_threshold, 1 << 30)) and bool(libc.mallopt(trim_threshold, 1 << 30))
-
-
-def processor_time(wall_ms: float, thread_ms: float) -> float:
-    """Wall time of a one-threaded call, less what it waited for the processor while another process had it.
-
-    Where the two agree to 5 % and 0.02 ms the wall clock, which is the finer one, is believed.
-    """
-    return thread_ms if wall_ms - thread_ms > max(0.02, 0.05 * wall_ms) else wall_ms
+MEMORY_SHARE = 0.8
+"""Of the memory that is free: a network that needs more is refused before it takes the machine down."""
 
 
 def fingerprint_of(facts: dict[str, Any]) -> str:
@@ -66,20 +34,31 @@ def fingerprint_of(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _run(module: nn.Module, image: torch.Tensor, measure: Any) -> float:
+@contextmanager
+def quiet(threads: int) -> Iterator[None]:
+    """Inference mode, this many torch threads, no garbage collection; all given back."""
+    before, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(threads)
+    gc.disable()
     try:
-        return float(measure())
-    except Exception as error:
-        raise MeasurementError(f"{type(module).__name__} does not run on an input of shape {tuple(image.shape)} "
-                               f"({type(error).__name__}: {error}); check the network's image size and channels") from error
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+        if collecting:
+            gc.enable()
 
 
 class _Local(Device):
-    """What both places of this machine share: facts and fingerprint."""
+    """What both places of this machine share: facts and fingerprint, and calls inside this process."""
+
+    _reference: timing.Call | None = None
 
     def _identity(self) -> dict[str, Any]:
-        return {"kind": self.torch_device, "cpu": cpu_model(), "cores": os.cpu_count(), "torch": torch.__version__, "threads": self.threads,
-                "runtime": self.runtime_name, "runtime_version": self.runtime.version(), "reference": VERSION}
+        facts = machine.facts()
+        return {"kind": self.torch_device, "cpu": facts["cpu"], "cores": facts["cores"], "torch": torch.__version__,
+                "threads": self.threads, "runtime": self.spec.runtime, "settings": self.settings_facts(),
+                "runtime_version": self.runtime.version(), "reference": VERSION, "form": "deployed"}
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -90,11 +69,58 @@ class _Local(Device):
         return self._fingerprint
 
     def describe(self) -> dict[str, Any]:
-        cpu = "/sys/devices/system/cpu/cpu0/cpufreq/"
-        khz = _read(cpu + "scaling_max_freq")
-        return {**self._identity(), "fingerprint": self.fingerprint, "reference_ms": self.reference_ms,
-                "governor": _read(cpu + "scaling_governor"), "max_frequency_mhz": int(khz) / 1e3 if khz and khz.isdigit() else None,
-                "load_average": list(os.getloadavg()), "system": platform.platform()}
+        return {**self._identity(), "place": self.spec.where, "fingerprint": self.fingerprint, **self.scale_facts(), **machine.state(),
+                "system": machine.facts()["system"]}
+
+    def alone(self) -> AbstractContextManager[None]:
+        return machine_lock.measuring()
+
+    @abstractmethod
+    def clock(self, call: timing.Call) -> tuple[float, float]:
+        """Run a call to its end; its milliseconds (docs/metrics.md, latency) and process CPU milliseconds."""
+
+    @abstractmethod
+    def first_run(self, form: nn.Module, image: Tensor) -> tuple[timing.Call, int]:
+        """The prepared call, run once, and the peak memory of one inference in bytes.
+
+        Raises MeasurementError for more memory than the machine can give, where that can be known in time.
+        """
+
+    @contextmanager
+    def prepared(self, module: nn.Module, *, input_shape: tuple[int, ...]) -> Iterator[Prepared]:
+        form = inference_form(module).to(self.torch_device)
+        image = example(form, shape=input_shape).to(self.torch_device)
+        with machine_lock.training():  # preparing is work too: it would disturb another worker's measurement
+            reference = self._reference_call()
+            try:
+                candidate, peak = self.first_run(form, image)
+            except MeasurementError:
+                raise
+            except Exception as error:  # a module may fail with any exception, and all are the user's to see
+                raise MeasurementError(f"{type(module).__name__} does not run on an input of shape {input_shape} "
+                                       f"({type(error).__name__}: {error}); check the network's image size and channels") from error
+
+        def attempt(repeats: int) -> timing.Attempt:
+            with quiet(self.threads):
+                return timing.attempt(candidate, reference, clock=self.clock, repeats=repeats)
+
+        yield Prepared(device=self, batch_size=input_shape[0], attempt=attempt, peak=lambda: peak / 1e6)
+
+    def rounds(self, seconds: float) -> list[float]:
+        with quiet(self.threads):
+            return timing.rounds(self._reference_call(), clock=self.clock, seconds=seconds)
+
+    def _call(self, module: nn.Module, image: Tensor) -> timing.Call:
+        with torch.inference_mode():
+            ready = self.runtime.prepare(module, image)
+            ready(image)
+        return lambda: ready(image)
+
+    def _reference_call(self) -> timing.Call:
+        if self._reference is None:
+            module, image = make_reference()
+            self._reference = self._call(module.to(self.torch_device), image.to(self.torch_device))
+        return self._reference
 
 
 @DEVICES.register("cpu")
@@ -104,24 +130,20 @@ class Cpu(_Local):
 
     torch_device = "cpu"
 
-    def __init__(self, *, runtime: Runtime, runtime_name: str, threads: int, reference_ms: float | None) -> None:
-        self._keeps_memory = keep_freed_memory()
-        super().__init__(runtime=runtime, runtime_name=runtime_name, threads=threads, reference_ms=reference_ms)
+    def __init__(self, *, spec: DeviceSpec, runtime: Runtime, threads: int, reference_ms: float | None) -> None:
+        self._keeps_memory = machine.keep_freed_memory()
+        super().__init__(spec=spec, runtime=runtime, threads=threads, reference_ms=reference_ms)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "keeps_freed_memory": self._keeps_memory}
 
-    def clock(self, call: Call) -> tuple[float, float]:
-        cpu, thread, start = time.process_time_ns(), time.thread_time_ns(), time.perf_counter_ns()
-        call()
-        wall_ms = (time.perf_counter_ns() - start) / 1e6
-        thread_ms, cpu_ms = (time.thread_time_ns() - thread) / 1e6, (time.process_time_ns() - cpu) / 1e6
-        return (processor_time(wall_ms, thread_ms) if self.threads == 1 else wall_ms), cpu_ms
+    def clock(self, call: timing.Call) -> tuple[float, float]:
+        return timing.cpu_clock(call, threads=self.threads)
 
-    def peak_memory_mb(self, module: nn.Module, *, input_shape: tuple[int, ...]) -> float:
-        with self._placed(module), in_eval(module):
-            image = self.image(module, shape=input_shape)
-            return _run(module, image, lambda: peak_bytes(module, image)) / 1e6
+    def first_run(self, form: nn.Module, image: Tensor) -> tuple[timing.Call, int]:
+        free = machine.available_mb()
+        peak = peak_bytes(form, image, limit=None if free is None else MEMORY_SHARE * free * 1e6)
+        return self._call(form, image), peak
 
 
 @DEVICES.register("cuda")
@@ -131,16 +153,16 @@ class Cuda(_Local):
 
     torch_device = "cuda"
 
-    def __init__(self, *, runtime: Runtime, runtime_name: str, threads: int, reference_ms: float | None) -> None:
+    def __init__(self, *, spec: DeviceSpec, runtime: Runtime, threads: int, reference_ms: float | None) -> None:
         if not torch.cuda.is_available():
             raise ConfigError("device 'cuda': this torch finds no CUDA GPU; use --device cpu, or install a CUDA build of torch "
                               "and its driver")
-        super().__init__(runtime=runtime, runtime_name=runtime_name, threads=threads, reference_ms=reference_ms)
+        super().__init__(spec=spec, runtime=runtime, threads=threads, reference_ms=reference_ms)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
 
-    def clock(self, call: Call) -> tuple[float, float]:
+    def clock(self, call: timing.Call) -> tuple[float, float]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         cpu = time.process_time_ns()
@@ -150,16 +172,11 @@ class Cuda(_Local):
         end.synchronize()
         return float(start.elapsed_time(end)), (time.process_time_ns() - cpu) / 1e6
 
-    def peak_memory_mb(self, module: nn.Module, *, input_shape: tuple[int, ...]) -> float:
-        def peak() -> int:
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            with torch.inference_mode():
-                module(image)
-            torch.cuda.synchronize()
-            held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*module.parameters(), *module.buffers(), image)}
-            return int(torch.cuda.max_memory_allocated()) - before + sum(held.values())
-
-        with self._placed(module), in_eval(module):
-            image = self.image(module, shape=input_shape)
-            return _run(module, image, peak) / 1e6
+    def first_run(self, form: nn.Module, image: Tensor) -> tuple[timing.Call, int]:
+        held = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in (*form.parameters(), *form.buffers(), image))}
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()  # preparing counts too: a captured graph keeps what its capture took
+        call = self._call(form, image)
+        torch.cuda.synchronize()
+        return call, int(torch.cuda.max_memory_allocated()) - before + sum(held.values())

@@ -11,12 +11,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nasvit.errors import MeasurementError
+
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operators return: `now` bytes alive, `peak` the most at once. Views count nothing."""
+    """Follows the storages that operators return: `now` bytes alive, `peak` the most at once. Views count nothing.
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
+    Raises MeasurementError from the operator that passes `limit` bytes.
+    """
+
+    def __init__(self, known: Iterable[Tensor], *, limit: float | None = None) -> None:
         super().__init__()
+        self.limit = limit
         self._alive: dict[int, Any] = {}
         self.now = self.peak = 0
         for tensor in known:
@@ -36,6 +42,9 @@ class LiveBytes(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, died)
         self.now += size
         self.peak = max(self.peak, self.now)
+        if self.limit is not None and self.peak > self.limit:
+            raise MeasurementError(f"the network needs over {self.limit / 1e6:.0f} MB, which is what this machine can give; "
+                                   "use a smaller network, batch or image")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -45,11 +54,11 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-def peak_bytes(module: nn.Module, image: Tensor) -> int:
+def peak_bytes(module: nn.Module, image: Tensor, *, limit: float | None = None) -> int:
     """Bytes of parameters, buffers, input and the most activations alive at once, in one forward of an eval module.
 
-    A kernel's own scratch space is not seen.
+    A kernel's own scratch space is not seen. Raises MeasurementError as soon as `limit` bytes are passed.
     """
-    with torch.no_grad(), LiveBytes([*module.parameters(), *module.buffers(), image]) as live:
+    with torch.no_grad(), LiveBytes([*module.parameters(), *module.buffers(), image], limit=limit) as live:
         module(image)
     return live.peak

@@ -1,8 +1,9 @@
-"""The timing loop and its settings, without asserting any time."""
+"""Devices of this process: how a network is prepared and timed, without asserting any time."""
 
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,48 +12,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nasvit.devices import base, open_device
-from nasvit.devices.base import LEAST_PAIRS, LONGEST_S, PAIRS, REPEATS, plan, sample
-from nasvit.devices.local import fingerprint_of, processor_time
+from nasvit.devices import calibration, open_device, timing
+from nasvit.devices.base import LEVELS
+from nasvit.devices.form import fill_zeros_, inference_form
+from nasvit.devices.local import fingerprint_of
 from nasvit.devices.reference import make_reference
 from nasvit.errors import ConfigError, MeasurementError
 
 
 @pytest.fixture(autouse=True)
-def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NASVIT_LOCK", str(tmp_path / "lock"))
-
-
-def test_candidate_and_reference_alternate_call_by_call() -> None:
-    calls: list[str] = []
-
-    def clock(call):  # type: ignore[no-untyped-def]
-        call()
-        return 1.0, 1.0
-
-    repeat = sample(lambda: calls.append("c"), lambda: calls.append("r"), clock=clock, pairs=3, beside=2)
-    assert "".join(calls) == "crrcrrcrr"
-    assert (len(repeat.candidate_ms), len(repeat.reference_ms)) == (3, 6)
-
-
-@pytest.mark.parametrize("candidate_ms", [0.05, 1.0, 3.0, 30.0, 300.0])
-def test_a_measurement_is_long_enough_and_bounded(candidate_ms: float) -> None:
-    pairs, beside = plan(candidate_ms, 1.0)
-    seconds = REPEATS * pairs * (candidate_ms + beside) / 1e3
-    assert pairs >= (PAIRS if candidate_ms <= 20 else LEAST_PAIRS)
-    assert seconds <= max(LONGEST_S, REPEATS * LEAST_PAIRS * 1.2 * candidate_ms / 1e3)
-
-
-def test_a_wide_interval_is_measured_again_and_the_best_attempt_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    device = open_device("cpu", reference_ms=1.0)
-    truth = device.measure(nn.Identity(), input_shape=(1, 3, 8, 8))
-    noisy = replace(truth, verdict="noisy", ci_low_ms=0.1 * truth.median_ms, ci_high_ms=3 * truth.median_ms)
-    attempts = [noisy, replace(noisy, ci_high_ms=2 * truth.median_ms), noisy]
-    monkeypatch.setattr(device, "_attempt", lambda *_, **__: attempts.pop(0))
-    kept = device.measure(nn.Identity(), input_shape=(1, 3, 8, 8))
-    assert (kept.verdict, kept.ci_high_ms, attempts) == ("noisy", 2 * truth.median_ms, [])
+    monkeypatch.setenv("NASVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NASVIT_NOISE", "keep")
+    monkeypatch.setattr(calibration, "FIRST_S", 0.2)
+    monkeypatch.setattr(calibration, "CHECK_S", 0.1)
 
 
 def test_measuring_leaves_mode_threads_collector_and_random_state_alone() -> None:
@@ -76,8 +50,44 @@ def test_the_module_runs_in_inference_and_eval_mode_on_the_asked_threads_without
             return x
 
     open_device("cpu", reference_ms=1.0).measure(Spy(), input_shape=(1, 3, 4, 4))
-    assert {(i, t) for i, t, _, _ in seen} == {(True, False)}
+    assert not any(training for _, training, _, _ in seen)
     assert (True, False, True, False) in seen
+
+
+def test_what_is_timed_is_the_inference_form() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    form = inference_form(module)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in form.modules())
+    assert isinstance(module[1], nn.BatchNorm2d) and module.training
+    assert open_device("cpu").describe()["form"] == "deployed"
+
+
+def test_nothing_that_is_timed_is_zero_so_that_no_compiler_can_delete_it() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.gamma = nn.BatchNorm2d(4), nn.Parameter(torch.zeros(4))
+            nn.init.zeros_(self.norm.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.gamma[:, None, None] * self.norm(x)
+
+    module = Residual().eval()
+    image = torch.randn(1, 4, 5, 5)
+    assert torch.equal(module(image), image)
+    form = inference_form(module)
+    assert not torch.allclose(form(image), image, atol=0.1)
+    assert not module.norm.weight.any() and not module.gamma.any()
+
+
+def test_a_trained_network_keeps_every_value() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        for tensor in (*module.parameters(), module[1].running_mean):
+            tensor.add_(0.1)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    assert fill_zeros_(module) == 0
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
 def test_a_module_that_fails_is_named_with_its_shape() -> None:
@@ -87,9 +97,23 @@ def test_a_module_that_fails_is_named_with_its_shape() -> None:
             ask(nn.Conv2d(3, 4, 3), input_shape=(1, 5, 8, 8))
 
 
+def test_a_network_that_needs_more_memory_than_there_is_is_refused_before_it_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    class Late(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            ran.append(1)
+            return x
+
+    monkeypatch.setattr("nasvit.devices.machine.available_mb", lambda: 1.0)
+    large = nn.Sequential(nn.Flatten(), nn.Linear(100, 300_000, bias=False), Late())
+    with pytest.raises(MeasurementError, match="over 1 MB, which is what this machine can give"):
+        open_device("cpu", reference_ms=1.0).measure(large, input_shape=(1, 100))
+    assert ran == []
+
+
 def test_a_dead_clock_is_a_measurement_error(monkeypatch: pytest.MonkeyPatch) -> None:
     device = open_device("cpu", reference_ms=1.0)
-    monkeypatch.setattr(base, "plan", lambda *_: (2, 1))
     monkeypatch.setattr(type(device), "clock", lambda self, call: (0.0, 0.0))
     with pytest.raises(MeasurementError, match="zero, negative or not finite"):
         device.measure(nn.Identity(), input_shape=(1, 3, 4, 4))
@@ -103,13 +127,61 @@ def test_calibrating_sets_the_scale_and_a_given_one_is_kept() -> None:
     assert given.measure(nn.Identity(), input_shape=(1, 3, 4, 4)).reference_ms == given.reference_ms == 7.0
 
 
+def test_two_runs_on_one_machine_share_their_scale_and_say_so() -> None:
+    first, second = open_device("cpu"), open_device("cpu")
+    assert first.calibrate() == second.calibrate()
+    sources = [d.describe()["calibration"]["source"] for d in (first, second)]
+    assert sources == ["new", "kept"]
+
+
+def test_a_kept_scale_that_is_plainly_wrong_is_replaced_and_that_is_said() -> None:
+    first = open_device("cpu")
+    scale = first.calibrate()
+    (file,) = (calibration.cache_folder() / "calibration").iterdir()
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps({key: {**one, "reference_ms": 3 * scale} for key, one in entries.items()}))
+    second = open_device("cpu")
+    assert second.calibrate() < 2 * scale
+    told = second.describe()["calibration"]
+    assert (told["source"], told["before_ms"]) == ("replaced", 3 * scale)
+    file.write_text("{damaged")
+    assert calibration.scale_of(lambda _: [1.0, 1.0, 1.0], fingerprint=first.fingerprint, place="cpu").source == "new"
+
+
+def test_a_cache_that_cannot_be_written_only_means_a_scale_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NASVIT_CACHE", str(tmp_path / "file" / "cache"))
+    for _ in range(2):
+        assert calibration.scale_of(lambda _: [2.0, 2.0, 2.0], fingerprint="f", place="cpu").source == "new"
+
+
+def test_the_machines_own_speed_is_remembered_once_it_has_been_kept() -> None:
+    device = open_device("cpu", reference_ms=1.0)
+    device.levels.extend([1.3] * (LEVELS - 1))
+    assert device.level_ms(1.0) == 1.0
+    device.levels.append(1.3)
+    assert device.level_ms(1.0) == pytest.approx(1.3)
+    device.levels.extend([0.7] * LEVELS)
+    assert device.level_ms(1.0) == 1.0
+
+
 @pytest.mark.parametrize(("spec", "settings", "message"), [
     ("cpuu", {}, "did you mean 'cpu'"), ("cpu/eagre", {}, "did you mean 'eager'"), ("cpu", {"threads": 0}, "threads"),
     ("cpu", {"reference_ms": 0.0}, "reference_ms"), ("cpu", {"reference_ms": float("nan")}, "reference_ms"),
+    ("cpu/eager?precision=int8", {}, "unknown setting 'precision'"), ("ssh://pi/eager", {}, "runs inside this process only"),
 ])
 def test_a_wrong_device_is_refused_with_what_is_accepted(spec: str, settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_device(spec, **settings)  # type: ignore[arg-type]
+
+
+def test_noise_is_a_word_of_the_spec_or_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (open_device("cpu").noise, open_device("cpu/eager?noise=fail").noise) == ("keep", "fail")
+    monkeypatch.delenv("NASVIT_NOISE")
+    assert open_device("cpu").noise == "fail"
+    monkeypatch.setenv("NASVIT_NOISE", "maybe")
+    with pytest.raises(ConfigError, match="NASVIT_NOISE is fail or keep"):
+        open_device("cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
@@ -121,9 +193,18 @@ def test_cuda_without_a_gpu_is_refused_with_the_next_step() -> None:
 def test_the_fingerprint_is_the_same_in_another_process_and_follows_the_threads() -> None:
     code = "from nasvit.devices import open_device; print(open_device('cpu').fingerprint)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert open_device("cpu").fingerprint == open_device("cpu/eager").fingerprint == other
-    assert open_device("cpu", threads=2).fingerprint != other
+    assert open_device("cpu").fingerprint == open_device("cpu/eager?noise=fail").fingerprint == other
+    assert open_device("cpu", threads=2).fingerprint == open_device("cpu/eager?threads=2").fingerprint != other
     assert len(other) == 12 and fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+
+
+def test_the_state_of_the_machine_is_told_and_not_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"governor": "powersave", "frequency_mhz": 800.0, "max_frequency_mhz": 3000.0, "temperature_c": 91.0, "load_average": [9.0],
+             "available_mb": 100.0}
+    before = open_device("cpu").fingerprint
+    monkeypatch.setattr("nasvit.devices.machine.state", lambda: state)
+    told = open_device("cpu").describe()
+    assert {key: told[key] for key in state} == state and told["fingerprint"] == before
 
 
 def test_the_reference_network_is_the_same_every_time_and_draws_no_random_number() -> None:
@@ -134,7 +215,8 @@ def test_the_reference_network_is_the_same_every_time_and_draws_no_random_number
         assert torch.equal(one(image), two(image))
 
 
-def test_time_waited_for_the_processor_is_taken_off_and_clock_noise_is_not() -> None:
-    assert processor_time(27.0, 16.0) == 16.0
-    assert processor_time(1.0, 0.99) == 1.0
-    assert processor_time(1.0, 1.01) == 1.0
+def test_an_attempt_is_made_of_both_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = open_device("cpu", reference_ms=1.0)
+    with device.prepared(nn.Identity(), input_shape=(1, 3, 4, 4)) as ready:
+        one = ready.attempt(3)
+    assert len(one.repeats) == 3 and all(len(r.alone_ms) == timing.ALONE - timing.ALONE_WARM for r in one.repeats)
