@@ -16,7 +16,7 @@ from nasvit.models.patch_embed import make_downsample, make_stem
 
 
 @lru_cache(maxsize=50_000)
-def _mixer(spec: MixerSpec, dim: int, grid: Grid) -> tuple[int, int, bool]:
+def mixer_cost(spec: MixerSpec, dim: int, grid: Grid) -> tuple[int, int, bool]:
     """MACs on all tokens, parameters, and whether fewer tokens would do."""
     with torch.device("meta"):
         module = make_mixer(spec, dim=dim, resolution=grid)
@@ -29,13 +29,13 @@ def _block(block: Block, dim: int, grid: Grid) -> tuple[int, int]:
     kept = tokens if block.keep_ratio == 1 else keep_count(tokens, block.keep_ratio) + 1
     macs, params = 2 * dim * block.mlp_dim * kept, 2 * dim * block.mlp_dim + block.mlp_dim + dim + 2 * dim * (len(block.mixers) + 1)
     for spec in block.mixers:
-        mixed, more, any_set = _mixer(spec, dim, grid)
+        mixed, more, any_set = mixer_cost(spec, dim, grid)
         macs, params = macs + (mixed * kept // tokens if any_set else mixed), params + more
     return macs, params
 
 
 @lru_cache(maxsize=10_000)
-def _join(kind: str, in_dim: int, dim: int, grid: Grid) -> tuple[int, int]:
+def join_cost(kind: str, in_dim: int, dim: int, grid: Grid) -> tuple[int, int]:
     """MACs and parameters of a downsampling that ends at this grid."""
     with torch.device("meta"):
         module = make_downsample(kind, dim=in_dim, out_dim=dim)
@@ -49,7 +49,8 @@ def _weights(module: nn.Module) -> int:
 
 
 @lru_cache(maxsize=1000)
-def _stem(stem: Stem, image_size: Grid, in_channels: int, dim: int) -> tuple[int, int]:
+def stem_cost(stem: Stem, image_size: Grid, in_channels: int, dim: int) -> tuple[int, int]:
+    """MACs and parameters of a stem."""
     any_block = Block(mixers=(MixerSpec.of("catm"),), mlp_dim=1)
     stage = Stage(embed_dim=dim, blocks=(any_block,))
     arch = Arch(image_size=image_size, in_channels=in_channels, num_classes=1, stem=stem, stages=(stage,))
@@ -69,12 +70,12 @@ def estimate(arch: Arch) -> tuple[int, int]:
 
     Raises ArchError for a downsampling that no space has (LeViT's).
     """
-    macs, params = _stem(arch.stem, arch.image_size, arch.in_channels, arch.stages[0].embed_dim)
+    macs, params = stem_cost(arch.stem, arch.image_size, arch.in_channels, arch.stages[0].embed_dim)
     before = arch.stages[0].embed_dim
     for s, stage in enumerate(arch.stages):
         grid, dim = arch.grid(s), stage.embed_dim
         if s:
-            joined, more = _join(stage.downsample, before, dim, grid)
+            joined, more = join_cost(stage.downsample, before, dim, grid)
             macs, params = macs + joined, params + more
         for block in stage.blocks:
             mixed, more = _block(block, dim, grid)

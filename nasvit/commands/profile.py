@@ -1,0 +1,162 @@
+"""`nasvit profile`: the table of blocks of your device, from measured networks of a search space."""
+
+from __future__ import annotations
+
+import csv
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nasvit.commands.terminal import error_console
+from nasvit.errors import ConfigError
+
+if TYPE_CHECKING:  # torch stands behind them
+    from nasvit.arch import Arch
+    from nasvit.devices import LatencyStats
+    from nasvit.latency import LatencyModel
+    from nasvit.space import SearchSpace
+
+MINUTES, NETWORKS = 4.5, 240
+FIRST, BATCH = 24, 24
+"""Networks drawn at random to begin with, and those of a round: every second one drawn, the others the least certain of POOL."""
+POOL = 600
+CARRIED = 160
+"""Networks whose latencies are carried over from known devices."""
+MEASURED_LIKE = 10
+SEED = 0
+
+
+def profile(
+    space: Annotated[str, typer.Option(help="A space file, or the name of a shipped space.")],
+    device: Annotated[str, typer.Option(help="The device, as in `nasvit search`.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="The profile (default: profiles/SPACE-FINGERPRINT.json); the table of blocks goes "
+                                                  "beside it as CSV.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.05, help="At most so long.")] = MINUTES,
+    networks: Annotated[int, typer.Option(min=10, help="At most so many networks.")] = NETWORKS,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images (default: the space's).")] = None,
+    like: Annotated[list[Path] | None, typer.Option(help=f"Profile of a known device and the same space: {MEASURED_LIKE} measurements are "
+                                                         "enough then; may be repeated.")] = None,
+) -> None:
+    """Measure networks of a space on a device, and learn what each block costs there: a search then rejects before it measures."""
+    from rich.progress import Progress
+
+    from nasvit.devices import open_device
+    from nasvit.models.build import build
+    from nasvit.space import SearchSpace
+
+    loaded = SearchSpace.load(space, image_size=None if image_size is None else (image_size, image_size))
+    target = open_device(device)
+    target.calibrate()
+    about = {"space": loaded.name, "device": device, "fingerprint": target.fingerprint, "reference_ms": target.reference_ms,
+             "image_size": list(loaded.image_size)}
+
+    def measure(arch: Arch) -> LatencyStats:
+        return target.measure(build(arch, seed=SEED), input_shape=(1, arch.in_channels, *arch.image_size))
+
+    begun = time.monotonic()
+    known = [_known(path, space=loaded) for path in like or ()]
+    with Progress(console=error_console, transient=True) as bar:
+        task = bar.add_task("measuring networks", total=MEASURED_LIKE if known else networks)
+        if known:
+            model = carried(known, loaded, measure, about=about, tick=lambda: bar.advance(task))
+        else:
+            model = learned(loaded, measure, about=about, networks=networks, seconds=60 * minutes, tick=lambda: bar.advance(task))
+    target.close()
+    place = out or Path("profiles") / f"{loaded.name}-{target.fingerprint}.json"
+    model.save(place)
+    rows = write_table(place.with_suffix(".csv"), model, space=loaded)
+    typer.echo(f"{place}: {len(model.observations)} networks{f', {MEASURED_LIKE} of them measured' if known else ''} in "
+               f"{time.monotonic() - begun:.0f} s; {rows} blocks in {place.with_suffix('.csv')}")
+    typer.echo(f"nine in ten new networks are expected within {half_width(model, loaded):.1%} of what is predicted")
+    typer.echo(f"use it: nasvit search --space {space} --device '{device}' --profile {place}")
+
+
+def _known(path: Path, *, space: SearchSpace) -> LatencyModel:
+    from nasvit.latency import LatencyModel
+
+    model = LatencyModel.load(path)
+    if model.about.get("space") != space.name:
+        raise ConfigError(f"{path} is a profile of the space {model.about.get('space')}, not of {space.name}")
+    return model
+
+
+def drawn(space: SearchSpace, count: int, *, seed: int) -> list[Arch]:
+    """Different networks of the space; fewer where it has no more."""
+    rng, found = random.Random(seed), {}
+    for _ in range(20 * count):
+        arch = space.sample(rng)
+        found[arch.id] = arch
+        if len(found) == min(count, space.size()):
+            break
+    return list(found.values())
+
+
+def learned(space: SearchSpace, measure: Callable[[Arch], LatencyStats], *, about: dict[str, Any], networks: int, seconds: float,
+            tick: Callable[[], object] = lambda: None) -> LatencyModel:
+    """Measure in rounds: first at random, then half at random, half those that the model is least certain of."""
+    from nasvit.latency import LatencyModel
+
+    model, ends = LatencyModel(about=about), time.monotonic() + seconds
+    pool = drawn(space, POOL + networks, seed=SEED)
+    batch = pool[:FIRST]
+    while batch and len(model.observations) < networks:
+        for arch in batch[: networks - len(model.observations)]:
+            observe(model, arch, measure(arch))
+            tick()
+            if time.monotonic() > ends and model.ready:
+                return model
+        done = {o.arch.id for o in model.observations}
+        left = [arch for arch in pool if arch.id not in done]
+        batch = left[: BATCH // 2]
+        rest = left[BATCH // 2 : POOL]
+        unsure = [p.high_ms / p.low_ms for p in model.predict_many(rest)]
+        batch = batch + [rest[i] for i in sorted(range(len(rest)), key=lambda i: -unsure[i])[: BATCH // 2]]
+    return model
+
+
+def carried(known: Sequence[LatencyModel], space: SearchSpace, measure: Callable[[Arch], LatencyStats], *, about: dict[str, Any],
+            tick: Callable[[], object] = lambda: None) -> LatencyModel:
+    """Measure MEASURED_LIKE networks; what is carried over from the known devices stands beside them with its uncertainty."""
+    import numpy as np
+
+    from nasvit.latency import LatencyModel
+    from nasvit.latency.transfer import Transfer, features
+
+    archs = drawn(space, POOL, seed=SEED)
+    transfer = Transfer(np.array([[p.median_ms for p in m.predict_many(archs)] for m in known]).T, features=features(archs))
+    rows = transfer.choose(MEASURED_LIKE, seed=SEED)
+    model = LatencyModel(about={**about, "like": [m.about.get("fingerprint") for m in known]})
+    for row in rows:
+        observe(model, archs[row], measure(archs[row]))
+        tick()
+    transfer.fit(rows, [o.ms for o in model.observations])
+    others = [i for i in range(len(archs)) if i not in rows][:CARRIED]
+    for i, ms, deviation in zip(others, *transfer.predict(others), strict=True):
+        model.observe(archs[i], float(ms), error=1.645 * float(deviation), carried=True)
+    return model
+
+
+def observe(model: LatencyModel, arch: Arch, stats: LatencyStats) -> None:
+    """Add a measurement with its half width."""
+    model.observe(arch, stats.median_ms, error=stats.half_width)
+
+
+def half_width(model: LatencyModel, space: SearchSpace) -> float:
+    """The median half width of the interval over new networks, as a share."""
+    found = sorted((p.high_ms - p.low_ms) / 2 / p.median_ms for p in model.predict_many(drawn(space, 100, seed=SEED + 1)))
+    return found[len(found) // 2]
+
+
+def write_table(path: Path, model: LatencyModel, *, space: SearchSpace) -> int:
+    """CSV of every block that occurs in networks of the space: name, ms, low_ms, high_ms; how many."""
+    table = model.table([*(o.arch for o in model.observations), *drawn(space, POOL, seed=SEED)])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("block", "ms", "low_ms", "high_ms"))
+        for key, cost in sorted(table.items()):
+            writer.writerow((key, *(f"{value:.5g}" for value in (cost.median_ms, cost.low_ms, cost.high_ms))))
+    return len(table)

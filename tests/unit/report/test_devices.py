@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nasvit.report import load
+from nasvit.report.devices import columns, device_fronts, devices_section, for_all
+from nasvit.report.render import render
+from nasvit.results.record import TrialRecord, append
+
+# accuracy, latency on a, latency on b: trials 0 and 1 are the fastest of one device each, 2 suits both, 3 is dominated everywhere
+POINTS = [(0.70, 1.0, 9.0), (0.72, 8.0, 2.0), (0.90, 3.0, 4.0), (0.60, 9.0, 9.5), (0.92, 8.5, 9.0)]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "experiment.yaml").write_text(
+        "space: x\ndevice: cpu\ndevices: {a: cpu, b: cpu/onnxruntime}\nobjectives: [accuracy, latency_ms, latency_ms@b]\n")
+    (tmp_path / "env.json").write_text('{"device": {"fingerprint": "aaa"}, "fingerprint": "aaa", "devices": {"b": {"fingerprint": "bbb"}}}')
+    for trial, (accuracy, a, b) in enumerate(POINTS):
+        append(tmp_path / "records.jsonl", TrialRecord(
+            trial=trial, status="complete", rung=1, arch=None, arch_id=f"id{trial}", fingerprint="aaa",
+            objectives={"accuracy": accuracy, "latency_ms": a, "latency_ms@b": b, "macs_g": 0.1, "params_m": 0.1}))
+    return tmp_path
+
+
+def test_each_device_has_a_column_and_a_front_of_its_own(place: Path) -> None:
+    run = load(place)
+    assert columns(run) == {"a": "latency_ms", "b": "latency_ms@b"}
+    assert run.trials["latency_ms@b"].tolist() == [b for _, _, b in POINTS]
+    fronts = device_fronts(run)
+    assert fronts.loc[fronts["device"] == "a", "trial"].tolist() == [0, 2, 4]
+    assert fronts.loc[fronts["device"] == "b", "trial"].tolist() == [1, 2, 4]
+    assert fronts.groupby("device")["knee"].sum().tolist() == [1, 1]
+
+
+def test_the_network_for_all_suits_every_device(place: Path) -> None:
+    chosen = for_all(load(place))
+    assert chosen is not None and chosen["trial"] == 2 and chosen["latency_ms"] == {"a": 3.0, "b": 4.0}
+    section = devices_section(load(place))
+    assert section is not None and [row["fingerprint"] for row in section["rows"]] == ["aaa", "bbb"]
+
+
+def test_the_report_holds_all_devices(place: Path) -> None:
+    render(place)
+    page, words = (place / "report.html").read_text(), (place / "report.md").read_text()
+    assert "The devices" in page and "cpu/onnxruntime" in page and "## The devices" in words
+    assert pd.read_csv(place / "fronts.csv")["device"].unique().tolist() == ["a", "b"]
+    assert "latency_ms@b" in pd.read_csv(place / "front.csv").columns
+
+
+def test_a_search_on_one_device_says_nothing_of_devices(place: Path) -> None:
+    (place / "experiment.yaml").write_text("space: x\ndevice: cpu\ndevices: {}\n")
+    run = load(place)
+    assert columns(run) == {} and for_all(run) is None
+    assert "fronts.csv" not in {p.name for p in render(place)}
