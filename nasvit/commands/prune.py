@@ -1,0 +1,116 @@
+"""`nasvit prune`: a trained model, made to run in X ms."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nasvit.errors import ConfigError
+
+
+def prune(
+    model: Annotated[str | None, typer.Argument(help="timm:NAME, or a .safetensors file with --arch.", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="The data the model was trained on: a folder of images, an .npz, digits.")] = None,
+    arch: Annotated[Path | None, typer.Option(help="The arch.json beside a .safetensors file.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of timm:NAME for these data (default: the published ones).")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="The target, such as 8ms, or 0.6x of the dense model's.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where latency is measured, such as cpu or cpu/onnxruntime.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Plans to evaluate.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this time even if budget is left.")] = None,
+    space: Annotated[str | None, typer.Option(help="What may be pruned: tokens,heads,mlp,depth,embed.")] = None,
+    recover_epochs: Annotated[float | None, typer.Option(help="Training of the front with the dense model as teacher; 0: none.")] = None,
+    sibling: Annotated[list[str] | None, typer.Option(help="NAME=FILE: a smaller model's weights for these data, to compare with.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images the model was trained on (default: its own).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="How the next plan is proposed: see `nasvit list samplers`.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Where evaluations run: inline, processes or ray.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Evaluations at the same time (default: one per core).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: reports/runs/DATE-prune-MODEL).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, measure the dense model, show some plans, end.")] = False,
+) -> None:
+    """Prune a trained model to a latency measured on your device."""
+    from nasvit.experiment import PruneExperiment
+
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the directory of the run to go on with")
+    file = out / "experiment.yaml" if resume and out is not None and (out / "experiment.yaml").is_file() else None
+    if model is None and file is None:
+        raise ConfigError("give the model to prune: timm:NAME, or a .safetensors file with --arch")
+    wanted: dict[str, Any] = {
+        "model": model, "data": data, "arch": None if arch is None else str(arch), "target": max_latency, "device": device,
+        "checkpoint": None if checkpoint is None else str(checkpoint), "budget": budget, "minutes": minutes,
+        "recover_epochs": recover_epochs, "siblings": _siblings(sibling or []) or None, "seed": seed, "sampler": sampler, "engine": engine,
+        "workers": workers, "image_size": image_size, "choices": None if space is None else _choices(space)}
+    experiment = PruneExperiment.load(file, overrides=wanted)
+    if dry_run:
+        _show(experiment)
+        return
+    from nasvit.commands.display import Display
+    from nasvit.commands.terminal import fresh, out_console, render
+    from nasvit.search.prune import prune as run
+
+    name = Path(experiment.model.removeprefix("timm:")).stem
+    place = out or fresh(f"{time.strftime('%Y-%m-%d')}-prune-{name}")
+    title = f"nasvit prune: {experiment.model} on {experiment.data}, device {experiment.device}, into {place}"
+    with Display(title=title, console=out_console) as display:
+        facts = run(experiment, out=place, resume=resume, progress=display)
+    if facts["stopped_because"] == "interrupted":
+        typer.echo(f"Interrupted. Go on with: nasvit prune --resume --out {shlex.quote(str(place))}", err=True)
+        raise typer.Exit(1)
+    render(place)
+    _tell(facts, place)
+
+
+def _choices(text: str) -> tuple[str, ...]:
+    from nasvit.pruning.space import parse_choices
+
+    return parse_choices(text)
+
+
+def _siblings(given: list[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not Path(path).is_file():
+            raise ConfigError(f"--sibling is NAME=FILE, such as deit_tiny_patch16_224=tiny.safetensors with its weights, not {text!r}")
+        found[name] = str(Path(path).resolve())
+    return found
+
+
+def _show(experiment: Any) -> None:
+    """What a run would start from."""
+    import random
+
+    from nasvit.pruning.importance import importance
+    from nasvit.search.prune import RECIPE, begin, calibration, make_space
+
+    start = begin(experiment, out=None, resume=False)
+    images, labels = calibration(start.data, number=32, seed=experiment.seed)
+    space, speed = make_space(experiment, start, importance(start.dense, images, labels, criterion=experiment.criterion).scores)
+    typer.echo(f"{experiment.model}: {start.accuracy:.2%}, {start.latency['median_ms']:.4g} ms, {start.macs_g:.4g} G MACs, "
+               f"{start.params_m:.4g} M parameters; a plan that keeps everything differs by {start.identity:.1e}")
+    target = "none: the whole front" if start.target_ms is None else f"{start.target_ms:.4g} ms"
+    typer.echo(f"target {target}; choices {', '.join(space.choices)} ({space.size():.3g} combinations), token operators "
+               f"{', '.join(space.operators) or 'none'}; recovery {experiment.recover_epochs:g} epochs, recipe {RECIPE}")
+    rng = random.Random(experiment.seed)
+    from nasvit.report.shorthand import plan_facts
+
+    for _ in range(5):
+        plan = space.sample(rng)
+        facts = plan_facts(plan.to_dict())
+        typer.echo(f"  about {speed.predict(plan):.3g} ms: {facts['depth']} blocks, width {facts['widths']}, {facts['mixers']}")
+
+
+def _tell(facts: dict[str, Any], place: Path) -> None:
+    dense, pruned = facts["dense"], facts["pruned"]
+    ratio = dense["latency"]["median_ms"] / pruned["latency"]["median_ms"]
+    typer.echo(f"dense  {dense['accuracy']:.2%} at {dense['latency']['median_ms']:.4g} ms, {dense['macs_g']:.4g} G MACs")
+    of = "" if pruned["of_target"] is None else f", {pruned['of_target']:.0%} of the target"
+    typer.echo(f"pruned {pruned['accuracy']:.2%} at {pruned['latency']['median_ms']:.4g} ms (remeasured; {ratio:.2f}x faster{of}), "
+               f"{pruned['macs_g']:.4g} G MACs: {place / 'pruned'}")
+    typer.echo(facts["verdict"]["text"])

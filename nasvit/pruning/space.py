@@ -1,0 +1,219 @@
+"""What a prune search chooses from: plans of one dense model, given by a few knots and one strength.
+
+A trial chooses *where* the model gives way (appetites at three knots along the depth) and how hard (strength). Blocks between knots
+are interpolated, so that 60 trials are enough for 12 or 24 blocks. With a target latency the strength is not chosen but solved, so
+that every trial lands near the target and the search compares shapes at equal latency.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nasvit.errors import ArchError, ConfigError
+from nasvit.pruning.dense import check
+from nasvit.pruning.families import Layout
+from nasvit.pruning.plan import BlockPlan, Plan, PlanError
+from nasvit.registry import unknown
+
+CHOICES = ("tokens", "heads", "mlp", "depth", "embed")
+KNOTS = 3
+APPETITES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MOST = {"tokens": 0.75, "heads": 0.75, "head_dim": 0.5, "mlp": 0.875, "depth": 0.5, "embed": 0.5}
+"""Share that is taken away where appetite and strength are 1."""
+STRENGTHS = 200
+"""Steps of the strength."""
+GRANULE = 8
+"""Widths are multiples of this: vector units read so many numbers at once (AVX2's eight, and every wider unit a multiple)."""
+
+Solver = Callable[[Callable[[int], Plan]], int]
+"""From strength steps to plans, to the step that is wanted. Raises ArchError where none will do."""
+
+
+def parse_choices(text: str) -> tuple[str, ...]:
+    """`parse_choices("tokens,mlp")`; raises ConfigError naming the accepted ones."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in CHOICES:
+            raise ConfigError(unknown("choice of --space", name, list(CHOICES)))
+    if not names:
+        raise ConfigError(f"--space names nothing; accepted: {', '.join(CHOICES)}, with commas between")
+    return tuple(name for name in CHOICES if name in names)
+
+
+class _Drawn:
+    """Answers like a trial: given values first, the rest at random."""
+
+    def __init__(self, rng: random.Random | None, given: Mapping[str, Any]) -> None:
+        self.rng, self.given, self.params = rng, given, dict[str, Any]()
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        value = self.given.get(name)
+        if value not in choices:
+            if self.rng is None:
+                raise ArchError(f"{name} is missing, and nothing draws it")
+            value = self.rng.choice(list(choices))
+        self.params[name] = value
+        return value
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        value = self.given.get(name)
+        if low == high or value is None or not low <= value <= high:
+            if low != high and self.rng is None:
+                raise ArchError(f"{name} is missing, and nothing draws it")
+            value = low if low == high or self.rng is None else self.rng.randint(low, high)
+        self.params[name] = int(value)
+        return int(value)
+
+
+class PruneSpace:
+    """Plans of `dense`. choices: of CHOICES; what the layout cannot give is left out, and it is an error where nothing is left.
+
+    order: block indices from the least important; blocks go in this order. solve: finds the strength for a target; without it,
+    strength is a choice like the others.
+    """
+
+    def __init__(self, dense: Plan, *, layout: Layout, choices: Sequence[str], order: Sequence[int], solve: Solver | None = None) -> None:
+        self.dense, self.layout, self.solve = dense, layout, solve
+        self.operators = tuple(o for o in layout.operators if o != "none")
+        self.order = tuple(i for i in order if layout.blocks[i].drop_block)
+        possible = {"tokens": bool(self.operators), "heads": any(b.cut_heads or b.cut_head_dim for b in layout.blocks),
+                    "mlp": any(b.cut_mlp for b in layout.blocks), "depth": len(self.order) > 1, "embed": layout.embed_granule > 0}
+        self.choices = tuple(c for c in CHOICES if c in choices and possible[c])
+        if not self.choices:
+            raise ConfigError(f"{dense.source.name} cannot be pruned by {', '.join(choices)}; "
+                              f"possible: {', '.join(c for c in CHOICES if possible[c])}")
+        self._params: dict[str, dict[str, Any]] = {}
+
+    # ---- what a search needs of a space ------------------------------------------------------------------------------------
+
+    def suggest(self, trial: Any) -> Plan:
+        """The plan of a trial's choices. Raises ArchError for one that touches nothing, or none at the target."""
+        shape = {name: trial.suggest_categorical(name, values) for name, values in self.parameters().items()}
+        if not any(value for name, value in shape.items() if name != "operator"):
+            raise ArchError("a plan that takes nothing away is no pruning")
+        if self.solve is None:
+            strength = trial.suggest_int("strength", 1, STRENGTHS)
+        else:
+            known = getattr(trial, "params", {}).get("strength")
+            step = known if known is not None else self.solve(lambda steps: self.plan(shape, steps))
+            strength = trial.suggest_int("strength", step, step)  # solved, and on record like what was chosen
+        made = self.plan(shape, strength)
+        if made == self.dense:
+            raise ArchError("a plan that takes nothing away is no pruning")
+        try:
+            check(made)
+        except PlanError as error:  # the loop draws another where an Arch is impossible, and this is one
+            raise ArchError(str(error)) from None
+        self._params[made.id] = {**shape, "strength": strength}
+        return made
+
+    def sample(self, rng: random.Random) -> Plan:
+        """A random plan; raises ArchError where a hundred draws give none."""
+        return self.from_parameters({}, rng=rng)
+
+    def from_parameters(self, params: Mapping[str, Any], *, rng: random.Random | None = None) -> Plan:
+        """The plan of these parameters, missing ones drawn."""
+        kept = {k: v for k, v in params.items() if self.solve is None or k != "strength" or rng is None}
+        last = None
+        for _ in range(100 if rng is not None else 1):
+            try:
+                return self.suggest(_Drawn(rng, kept))
+            except ArchError as error:
+                last = error
+        raise ArchError(f"no plan was found in a hundred draws; the last: {last}")
+
+    def size(self) -> int:
+        """How many choices there are, rounded duplicates included."""
+        count = 1 if self.solve is not None else STRENGTHS
+        for values in self.parameters().values():
+            count *= len(values)
+        return count
+
+    def arch_parameters(self, arch: Plan) -> Mapping[str, Any]:
+        """The parameters that gave this plan here."""
+        return self._params[arch.id]
+
+    # ---- from choices to a plan ---------------------------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, tuple[Any, ...]]:
+        """Name to values of everything chosen but the strength."""
+        found: dict[str, tuple[Any, ...]] = {}
+        if "tokens" in self.choices:
+            if len(self.operators) > 1:
+                found["operator"] = self.operators
+            found |= {f"tokens.{k}": APPETITES for k in range(KNOTS)}
+        if "heads" in self.choices:
+            found |= {f"heads.{k}": APPETITES for k in range(KNOTS)}
+            found["head_dim"] = APPETITES[:3]
+        if "mlp" in self.choices:
+            found |= {f"mlp.{k}": APPETITES for k in range(KNOTS)}
+        found |= {name: APPETITES for name in ("depth", "embed") if name in self.choices}
+        return found
+
+    def plan(self, shape: Mapping[str, Any], steps: int) -> Plan:
+        """The plan of these appetites at this strength (1 to STRENGTHS)."""
+        s = steps / STRENGTHS
+        heads, mlp = (_between([shape.get(f"{c}.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks)) for c in ("heads", "mlp"))
+        gone = set(self.order[: round(s * shape.get("depth", 0.0) * MOST["depth"] * len(self.order))])
+        operator = shape.get("operator", self.operators[0] if self.operators else "none")
+        ratios = _keep_ratios([s * shape.get(f"tokens.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks), operator=operator)
+        blocks: list[BlockPlan] = []
+        for i, block in enumerate(self.dense.blocks):
+            if i in gone:  # it takes no tokens away either
+                blocks.append(BlockPlan(heads=0, head_dim=0, mlp_dim=0, keep_ratio=blocks[-1].keep_ratio if blocks else 1.0))
+                continue
+            form, head_share = self.layout.blocks[i], s * heads[i] * MOST["heads"] * bool(block.heads)
+            blocks.append(BlockPlan(
+                heads=max(1, round(block.heads * (1 - head_share))) if form.cut_heads and head_share else block.heads,
+                head_dim=_granular(block.head_dim, s * shape.get("head_dim", 0.0) * MOST["head_dim"] * form.cut_head_dim),
+                mlp_dim=_granular(block.mlp_dim, s * mlp[i] * MOST["mlp"] * form.cut_mlp),
+                keep_ratio=ratios[i] if form.tokens or not blocks else blocks[-1].keep_ratio))
+        granule = math.lcm(GRANULE, max(1, self.layout.embed_granule))
+        widths = tuple(_granular(dim, s * shape.get("embed", 0.0) * MOST["embed"], granule=granule) for dim in self.dense.embed_dims)
+        return Plan(source=self.dense.source, blocks=tuple(blocks), embed_dims=widths,
+                    operator=operator if any(b.keep_ratio < 1 for b in blocks) else "none")
+
+
+def _between(knots: Sequence[float], count: int) -> list[float]:
+    """Values at `count` places, linear between knots at the ends and evenly between."""
+    if count == 1:
+        return [knots[0]]
+    found = []
+    for i in range(count):
+        place = i / (count - 1) * (len(knots) - 1)
+        low = min(int(place), len(knots) - 2)
+        found.append(knots[low] + (place - low) * (knots[low + 1] - knots[low]))
+    return found
+
+
+def _granular(size: int, share: float, *, granule: int = GRANULE) -> int:
+    """`size` less this share, a multiple of the granule where it is less at all; 0 stays 0."""
+    kept = round(size * (1 - share) / granule) * granule
+    return size if share == 0 or kept >= size else max(min(granule, size), kept)
+
+
+def _keep_ratios(appetites: Sequence[float], depth: int, *, operator: str) -> list[float]:
+    """Shares of the tokens behind each block, falling; multiples of 0.01.
+
+    slow_fast and topk_fuse choose anew at three places (a quarter, a half and three quarters of the depth, as EViT does), merge takes
+    some away in every block, a third of the depth for each knot (ToMe takes equally many in each).
+    """
+    left, ratios = 1.0, []
+    levels = []
+    for appetite in appetites:
+        levels.append(left * (1 - appetite * MOST["tokens"]))
+        left = levels[-1]
+    for i in range(depth):
+        if operator == "merge":
+            place = (i + 1) / depth * len(levels)
+            low = min(int(place), len(levels) - 1)
+            before = ([1.0, *levels])[low]
+            value = before + (place - low) * (levels[low] - before) if place < len(levels) else levels[-1]
+        else:
+            passed = sum(i >= -(-(k + 1) * depth // (len(levels) + 1)) for k in range(len(levels)))
+            value = ([1.0, *levels])[passed]
+        ratios.append(max(0.01, round(value, 2)))
+    return ratios

@@ -1,0 +1,94 @@
+"""How fast a plan will be, learned from the plans that were measured: six terms and a prior that is the dense model's share of MACs.
+
+It only steers the search to where the target is; what is reported was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from nasvit.errors import ArchError
+from nasvit.pruning.families import Layout
+from nasvit.pruning.plan import Plan
+
+PRIOR = 0.3
+"""Weight of the prior on each term, against one measurement with the weight of its inverse latency."""
+USUAL = 0.06
+"""Half width of a good measurement's interval."""
+FIXED = 0.03
+"""Share of the dense model's time that the prior gives to what no plan changes."""
+
+
+def terms(plan: Plan, layout: Layout) -> NDArray[np.float64]:
+    """(6,): 1, then in MACs projections, attention products and MLPs, then the blocks left and the places where tokens are dropped."""
+    projections = products = mlps = drops = 0.0
+    before = 1.0
+    for block, form in zip(plan.blocks, layout.blocks, strict=True):
+        width, tokens = plan.embed_dims[form.stage], layout.tokens / 4**form.stage
+        now = block.keep_ratio
+        inner = block.heads * block.head_dim * (3 + form.value_ratio) / 4
+        # merge and fusion drop between attention and MLP, slow-fast before both
+        inside = now if plan.operator == "slow_fast" else before
+        projections += inside * tokens * 4 * width * inner
+        products += (inside * tokens) ** 2 * 2 * inner
+        mlps += now * tokens * 2 * width * block.mlp_dim
+        drops += now != before
+        before = now
+    return np.array([1.0, projections, products, mlps, float(plan.depth), drops])
+
+
+class Speed:
+    """Predicts milliseconds. dense_ms: the dense model's, measured. Every `observe` refines the terms (non-negative least squares)."""
+
+    def __init__(self, dense: Plan, *, layout: Layout, dense_ms: float) -> None:
+        self.layout, self.dense_ms = layout, dense_ms
+        self.scale = terms(dense, layout)
+        self.scale[self.scale == 0] = 1.0
+        self.scale[5] = 10.0
+        share = self.scale[1:4] / self.scale[1:4].sum() * (1 - FIXED)
+        self.prior = np.array([FIXED, *share, 0.0, 0.0]) * dense_ms
+        self.coefficients = self.prior
+        self._rows: list[NDArray[np.float64]] = [terms(dense, layout) / self.scale]
+        self._ms, self._half = [dense_ms], [USUAL]
+
+    def predict(self, plan: Plan) -> float:
+        """Milliseconds."""
+        return float(terms(plan, self.layout) / self.scale @ self.coefficients)
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval of a usual measurement so far, as a share of its median."""
+        return float(np.median(self._half))
+
+    def observe(self, plan: Plan, ms: float, *, half_width: float) -> None:
+        """Learn from a measured plan; half_width: of its interval, as a share of the median (a noisy one counts less)."""
+        self._rows.append(terms(plan, self.layout) / self.scale)
+        self._ms.append(ms)
+        self._half.append(half_width)
+        weight = self.dense_ms / np.array(self._ms) * np.minimum(1.0, USUAL / np.array(self._half))  # errors are relative
+        ridge = np.full(len(self.prior), PRIOR)
+        rows = np.vstack([np.array(self._rows) * weight[:, None], np.diag(ridge)])
+        values = np.concatenate([np.array(self._ms) * weight, ridge * self.prior])
+        self.coefficients = nnls(rows, values)[0]
+
+    def solver(self, *, aim_ms: Callable[[], float], steps: int) -> Callable[[Callable[[int], Plan]], int]:
+        """Finds the smallest strength of 1 to `steps` whose plan is predicted at `aim_ms()` or below (a plan is faster the stronger).
+
+        Raises ArchError where not even the strongest is, or the weakest is far below already.
+        """
+        def solve(plan: Callable[[int], Plan]) -> int:
+            aim = aim_ms()
+            low, high = 1, steps
+            if self.predict(plan(high)) > aim:
+                raise ArchError(f"these choices leave {self.predict(plan(high)):.3g} ms at the strongest, above {aim:.3g} ms")
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self.predict(plan(middle)) <= aim else (middle + 1, high)
+            if self.predict(plan(low)) < 0.93 * aim:
+                raise ArchError(f"one step of these choices jumps from above {aim:.3g} ms to {self.predict(plan(low)):.3g} ms")
+            return low
+        return solve

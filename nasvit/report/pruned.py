@@ -1,0 +1,51 @@
+"""What a report says of a pruned model: dense against pruned, the recovery curve, and the sibling test. Reads prune.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from nasvit.errors import RunError
+from nasvit.report.page import number, percent
+from nasvit.report.tables import Run
+
+
+def pruned_section(run: Run) -> dict[str, Any] | None:
+    """Rows and words of the section, None for a run that pruned nothing. Raises RunError for a damaged prune.json."""
+    path = run.path / "prune.json"
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        dense = {"what": f"dense {facts['model']}", **_figures(facts["dense"])}
+        rows, curve, words = [dense], [], ""
+        if "pruned" in facts:
+            rows += [{"what": "pruned", **_figures(facts["pruned"])}, *({
+                "what": sibling["name"], "accuracy": percent(sibling["accuracy"]), "latency": number(sibling["latency_ms"], unit="ms"),
+                "interval": _interval(sibling), "macs": "", "params": ""} for sibling in facts["siblings"])]
+            curve = [{"steps": point["steps"], "share": percent(point["share_of_dense"]), "accuracy": percent(point["accuracy"], digits=2)}
+                     for point in facts["recovery"]]
+            words = _words(facts)
+        return {"rows": rows, "curve": curve, "words": words, "verdict": facts.get("verdict", {}).get("text", ""),
+                "dominated": facts.get("verdict", {}).get("dominated"), "identity": f"{facts['identity']:.1e}"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
+
+
+def _figures(facts: dict[str, Any]) -> dict[str, str]:
+    latency = facts["latency"]
+    return {"accuracy": percent(facts["accuracy"], digits=2), "latency": number(latency["median_ms"], unit="ms"),
+            "interval": _interval(latency), "macs": number(facts["macs_g"], unit="G"), "params": number(facts["params_m"], unit="M")}
+
+
+def _interval(latency: dict[str, float]) -> str:
+    return f"{number(latency['ci_low_ms'])} to {number(latency['ci_high_ms'])} ms"
+
+
+def _words(facts: dict[str, Any]) -> str:
+    dense, pruned, target = facts["dense"], facts["pruned"], facts["target_ms"]
+    faster = dense["latency"]["median_ms"] / pruned["latency"]["median_ms"]
+    share = "" if target is None else f", {percent(pruned['of_target'], digits=0)} of the target of {number(target, unit='ms')}"
+    loss = 100 * (pruned["accuracy"] - dense["accuracy"])
+    return (f"Remeasured after the search, the pruned model is {number(faster, digits=3)} times as fast as the dense one{share}, at "
+            f"{loss:+.1f} points of accuracy.")

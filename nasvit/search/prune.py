@@ -1,0 +1,297 @@
+"""One session of pruning: the search of `session.py` over what is left of a trained model, then the result, remeasured and written.
+
+The run directory holds besides a search's files: `dense/` (the owned dense model and the importance of its units), `prune.json` (dense
+figures, target, recovery curve, siblings, verdict) and `pruned/` (arch.json, model.safetensors of the chosen network).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nasvit.cost import count
+from nasvit.data import DataSet, load
+from nasvit.data.augment import Normaliser
+from nasvit.devices import Device, LatencyStats, open_device
+from nasvit.errors import ConfigError, MeasurementError, RunError
+from nasvit.experiment import PruneExperiment, parse_limit
+from nasvit.pruning import files
+from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
+from nasvit.pruning.importance import importance
+from nasvit.pruning.opening import image_size_of, open_model
+from nasvit.pruning.siblings import Measured, measured, smaller_names, verdict
+from nasvit.pruning.space import STRENGTHS, PruneSpace
+from nasvit.pruning.speed import Speed
+from nasvit.results.record import TrialRecord, latest, read
+from nasvit.search import directory
+from nasvit.search.evaluate import Settings
+from nasvit.search.progress import Progress
+from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
+from nasvit.search.session import Bound, check, search_bound
+from nasvit.training import Recipe, evaluate
+from nasvit.zoo.named import check_names, make_named
+
+IDENTITY = 1e-6
+"""A plan that keeps everything gives the dense model's logits to this, relative to the largest."""
+CALIBRATION = 128
+"""Training images from which importance is computed."""
+EVALUATION_SECONDS = 10.0
+"""A trial's evaluation takes about so long: fewer validation images where the dense model is slow, at least LEAST_IMAGES."""
+LEAST_IMAGES = 200
+AIM = 0.985
+"""Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
+RECOVERY = (0.1, 0.3, 1.0)
+"""Shares of the recovery's steps at the rungs behind the first, which trains nothing."""
+RECIPE = {"lr": 2e-4, "warmup": 0.1, "distill_weight": 0.5}
+"""What recovery changes of the usual recipe: fine-tuning is gentle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The dense model under the run's protocol: everything that is known before the first trial."""
+
+    dense: Dense
+    data: DataSet
+    device: Device
+    latency: Mapping[str, Any]
+    accuracy: float
+    macs_g: float
+    params_m: float
+    identity: float
+    target_ms: float | None
+
+
+def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Prune into the run directory `out` and return what prune.json holds. Raises ConfigError before anything is spent, RunError for a
+    directory of another run, and where no plan keeps the target."""
+    out = Path(out).absolute()
+    check(experiment)
+    with directory.claimed(out):
+        directory.check_new_or_resumed(out, resume=resume)
+        start = begin(experiment, out=out, resume=resume)
+        bound = _bind(experiment, start, out=out, resume=resume)
+        records = read(out / directory.RECORDS, mend=True)
+        for record in records:
+            bound.observe(record)
+        directory.write(out / "experiment.yaml", bound.experiment.to_yaml())
+        directory.write_json(out / "env.json", bound.env)
+        directory.write_json(out / "prune.json", _dense_facts(start))
+        summary = search_bound(bound.experiment, bound, out=out, records=records, evaluate=prune_evaluate, progress=progress)
+        if summary["stopped_because"] == "interrupted":
+            return {**_dense_facts(start), "stopped_because": "interrupted"}
+        if str(summary["stopped_because"]).startswith("the first "):
+            raise RunError(f"{summary['stopped_because']}; nothing can be pruned until this is mended")
+        return _finish(bound, start, out=out)
+
+
+def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:
+    """Open model, data and device, prove that a plan that keeps everything is the dense model, and measure it.
+
+    Without `out` nothing is written (a dry run)."""
+    size = experiment.image_size or image_size_of(experiment.model, arch=experiment.arch)
+    data = load(experiment.data, seed=experiment.seed, image_size=size)
+    model = open_model(experiment.model, arch=experiment.arch, checkpoint=experiment.checkpoint, num_classes=data.num_classes,
+                       in_channels=data.in_channels, image_size=size)
+    dense = prepare(model, name=experiment.model, image_size=data.image_size)
+    if input_shape(dense.plan) != (data.in_channels, *data.image_size):
+        raise ConfigError(f"{experiment.model} takes images of shape {input_shape(dense.plan)} and the data give "
+                          f"{(data.in_channels, *data.image_size)}; set image_size, or take other data")
+    identity = same(dense, model, data)
+    before = directory.read_json(out / "env.json") if out is not None and resume else {}
+    device = open_device(experiment.device, threads=1, reference_ms=float(before["reference_ms"]) if before else None)
+    if before and (before["fingerprint"], before["dense"]) != (device.fingerprint, weights_id(dense)):
+        raise RunError(f"{out} cannot be resumed with another device or other weights: they were {before['fingerprint']} and "
+                       f"{before['dense']}, are {device.fingerprint} and {weights_id(dense)}")
+    shape = (1, *input_shape(dense.plan))
+    known = directory.read_json(out / "prune.json") if before and out is not None else {}
+    latency = known["dense"]["latency"] if known else device.measure(dense.module, input_shape=shape).to_dict()
+    accuracy = known["dense"]["accuracy"] if known else evaluate(dense.module, data.val, data=data, device=device.torch_device)[0]
+    cost = count(dense.module, input_shape=shape)
+    return Start(dense=dense, data=data, device=device, latency=latency, accuracy=accuracy, macs_g=cost.macs / 1e9,
+                 params_m=cost.params / 1e6, identity=identity, target_ms=target_of(experiment.target, dense_ms=latency["median_ms"]))
+
+
+def target_of(text: str | None, *, dense_ms: float) -> float | None:
+    """`target_of("0.6x", dense_ms=10) == 6.0`, `target_of("8ms", ..) == 8.0`; raises ConfigError for what is not faster than dense."""
+    if text is None:
+        return None
+    if text.strip().endswith("x"):
+        try:
+            share = float(text.strip()[:-1])
+        except ValueError:
+            share = math.nan
+        if not 0 < share < 1:
+            raise ConfigError(f"the target {text!r} must be a share of the dense model's latency between 0x and 1x, such as 0.6x")
+        return share * dense_ms
+    limit = parse_limit(text)[1]
+    if limit >= dense_ms:
+        raise ConfigError(f"the target {limit:g} ms is no limit: the dense model takes {dense_ms:.3g} ms here already")
+    return limit
+
+
+def same(dense: Dense, model: nn.Module, data: DataSet) -> float:
+    """The identity self-test: largest difference between the model's logits and a plan's that keeps everything, relative to the largest
+    logit. Raises RunError above IDENTITY."""
+    images = calibration(data, number=4, seed=0)[0]
+    with torch.inference_mode():
+        whole = slice_weights(dense, dense.plan, {})
+        ours, theirs = whole(images), model.eval()(images)
+    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
+    if not difference <= IDENTITY:
+        raise RunError(f"keeping everything does not give the dense model: its logits differ by {difference:.1e} (at most {IDENTITY:.0e}); "
+                       "nothing was pruned")
+    return difference
+
+
+def calibration(data: DataSet, *, number: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(n, C, H, W) normalised training images and their labels, drawn at random."""
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:number]
+    normalise = Normaliser.of(data.mean, data.std, device=torch.device("cpu"))
+    return normalise(data.train.images[chosen]), data.train.labels[chosen]
+
+
+def weights_id(dense: Dense) -> str:
+    """12 hexadecimal digits over plan and weights."""
+    digest = hashlib.sha256(dense.plan.id.encode())
+    for name, value in sorted(dense.state.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool) -> Bound:
+    dense, data, device = start.dense, start.data, start.device
+    scores = _importance(experiment, start, folder=out / DENSE)
+    space, speed = make_space(experiment, start, scores)
+    per_epoch = max(1, len(data.train) // Recipe.of({**RECIPE, **experiment.recipe}).batch_size)
+    top = round(experiment.recover_epochs * per_epoch)
+    rungs = (0, *sorted({max(1, round(share * top)) for share in RECOVERY})) if top else (0,)
+    limits = dict(experiment.limits) | ({"latency_ms": start.target_ms} if start.target_ms is not None else {})
+    places = {name: str(Path(value).resolve()) for name, value in (("data", experiment.data), ("model", experiment.model),
+              ("arch", experiment.arch or ""), ("checkpoint", experiment.checkpoint or "")) if value and Path(value).exists()}
+    experiment = experiment.model_copy(update={**places, "rungs": rungs, "limits": limits, "recipe": {**RECIPE, **experiment.recipe},
+                                               "image_size": data.image_size})
+    images = min(len(data.val), max(LEAST_IMAGES, int(EVALUATION_SECONDS * 1e3 / start.latency["median_ms"])))
+    settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
+                        image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
+                        versions=directory.versions(), fingerprint=device.fingerprint, prune={"images": images},
+                        memory="peak_memory_mb" in (*experiment.objectives, *limits))
+    before = directory.read_json(out / "env.json") if resume else {}
+    env = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
+           "reference_ms": device.reference_ms, "dense": weights_id(dense), "sessions": int(before.get("sessions", 0)) + 1,
+           "data": {"name": data.name, "kind": data.kind, "fingerprint": data.fingerprint, "train": len(data.train), "val": len(data.val),
+                    "judged_by": images, "classes": data.num_classes, "image_size": list(data.image_size)},
+           "space": {"name": f"what is left of {experiment.model}", "size": space.size()}}
+
+    def observe(record: TrialRecord) -> None:
+        if record.latency is not None and record.rung <= 1 and record.arch is not None:
+            stats = LatencyStats.from_dict(record.latency)
+            speed.observe(plan_of(record), stats.median_ms, half_width=stats.half_width)
+
+    return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe)
+
+
+def _importance(experiment: PruneExperiment, start: Start, *, folder: Path) -> dict[str, Tensor]:
+    """The scores, computed once and kept beside the dense model, where the workers read both."""
+    files.save(start.dense.module, folder)
+    path = folder / SCORES
+    if path.is_file():
+        return dict(load_file(path))
+    images, labels = calibration(start.data, number=CALIBRATION, seed=experiment.seed)
+    scores = importance(start.dense, images, labels, criterion=experiment.criterion).scores
+    temporary = path.with_name(f".{path.name}.part")
+    save_file({name: value.contiguous() for name, value in scores.items()}, temporary)
+    temporary.replace(path)
+    return scores
+
+
+def make_space(experiment: PruneExperiment, start: Start, scores: Mapping[str, Tensor]) -> tuple[PruneSpace, Speed]:
+    """The space, and what it knows of speed. The upper end of an interval is held against the target, so the median has to lie below it."""
+    layout = start.dense.layout
+    matter = [float(sum(scores[g].sum() for g in (f"heads.{i}", f"mlp.{i}") if g in scores)) for i in range(len(layout.blocks))]
+    speed = Speed(start.dense.plan, layout=layout, dense_ms=float(start.latency["median_ms"]))
+    target = start.target_ms
+    solve = None if target is None else speed.solver(aim_ms=lambda: AIM * target / (1 + speed.half_width), steps=STRENGTHS)
+    order = sorted(range(len(matter)), key=matter.__getitem__)
+    space = PruneSpace(start.dense.plan, layout=layout, choices=experiment.choices, order=order, solve=solve)
+    return space, speed
+
+
+def _dense_facts(start: Start) -> dict[str, Any]:
+    return {"model": start.dense.plan.source.name, "target_ms": start.target_ms, "identity": start.identity,
+            "dense": {"latency": dict(start.latency), "accuracy": start.accuracy, "macs_g": start.macs_g, "params_m": start.params_m}}
+
+
+def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
+    """Choose, measure again, evaluate on all validation images and once on the test images, compare with siblings, write."""
+    experiment, records = bound.experiment, read(out / directory.RECORDS)
+    assert isinstance(experiment, PruneExperiment)
+    done = [r for r in latest(records).values() if r.status == "complete"]
+    if not done:
+        raise RunError(f"no plan of {experiment.model} keeps the target of {start.target_ms:.4g} ms; raise it, or allow more with --space"
+                       if start.target_ms is not None else "no plan could be evaluated; the records say why")
+    chosen = max(done, key=lambda r: (r.objectives["accuracy"], -r.objectives["latency_ms"]))
+    module = slice_weights(start.dense, plan_of(chosen), load_file(out / DENSE / SCORES))
+    if chosen.checkpoint is not None:
+        module.load_state_dict(load_file(out / chosen.checkpoint))
+    again = start.device.measure(module, input_shape=(1, *input_shape(start.dense.plan))).to_dict()
+    accuracy = evaluate(module, start.data.val, data=start.data, device=start.device.torch_device)[0]
+    files.save(module.cpu(), out / "pruned")
+    facts = {**_dense_facts(start), "stopped_because": "done",
+             "pruned": {"trial": chosen.trial, "id": chosen.arch_id, "latency": again, "recorded_ms": chosen.objectives["latency_ms"],
+                        "accuracy": accuracy, "macs_g": chosen.objectives["macs_g"], "params_m": chosen.objectives["params_m"],
+                        "of_target": None if start.target_ms is None else again["median_ms"] / start.target_ms},
+             "recovery": _recovery(records, chosen, experiment, settings=bound.settings)}
+    pruned = measured("pruned", again, accuracy=accuracy)
+    siblings = [_sibling(name, experiment, start) for name in _names(experiment)]
+    found = verdict(pruned, siblings)
+    facts |= {"siblings": [{"name": s.name, "latency_ms": s.latency_ms, "ci_low_ms": s.ci_low_ms, "ci_high_ms": s.ci_high_ms,
+                            "accuracy": s.accuracy} for s in siblings],
+              "verdict": {"dominated": found.dominated, "by": found.by, "text": found.text}}
+    directory.write_json(out / "prune.json", facts)
+    return facts
+
+
+def _recovery(records: list[TrialRecord], chosen: TrialRecord, experiment: PruneExperiment, *, settings: Settings) -> list[dict[str, Any]]:
+    """Accuracy of the chosen plan after each rung's steps; share of the dense training where its length is known."""
+    curve = []
+    for record in sorted((r for r in records if r.trial == chosen.trial and r.status == "complete"), key=lambda r: r.rung):
+        steps = settings.rungs[record.rung - 1]
+        share = None if experiment.dense_steps is None else steps / experiment.dense_steps
+        curve.append({"steps": steps, "share_of_dense": share, "accuracy": record.objectives["accuracy"]})
+    return curve
+
+
+def _names(experiment: PruneExperiment) -> list[str]:
+    """Smaller models of the family that timm has, and those the user named."""
+    if not experiment.model.startswith("timm:"):
+        return [name.removeprefix("timm:") for name in experiment.siblings]
+    check_names([])
+    import timm
+
+    found = smaller_names(experiment.model.removeprefix("timm:").split(".")[0], exists=timm.is_model)
+    return list(dict.fromkeys([*(name.removeprefix("timm:") for name in experiment.siblings), *found]))
+
+
+def _sibling(name: str, experiment: PruneExperiment, start: Start) -> Measured:
+    """Latency under the run's protocol, and accuracy where weights for these data are given."""
+    checkpoint = experiment.siblings.get(name) or experiment.siblings.get(f"timm:{name}")
+    data, accuracy = start.data, None
+    if checkpoint is None:
+        module = make_named(name, image_size=data.image_size, in_channels=data.in_channels, num_classes=data.num_classes, seed=0).eval()
+    else:
+        module = open_model(f"timm:{name}", arch=None, checkpoint=checkpoint, num_classes=data.num_classes, in_channels=data.in_channels,
+                            image_size=data.image_size)
+        accuracy = evaluate(module, data.val, data=data, device=start.device.torch_device)[0]
+    try:
+        stats = start.device.measure(module, input_shape=(1, data.in_channels, *data.image_size))
+    except MeasurementError as error:
+        raise RunError(f"the sibling {name} cannot be measured: {error}") from None
+    return measured(name, stats.to_dict(), accuracy=accuracy)

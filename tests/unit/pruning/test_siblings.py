@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from nasvit.pruning.siblings import Measured, smaller_names, verdict
+
+MODELS = {"deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "levit_128s", "levit_192", "pvt_v2_b0", "pvt_v2_b2"}
+
+
+@pytest.mark.parametrize(("name", "found"), [
+    ("deit_base_patch16_224", ["deit_small_patch16_224", "deit_tiny_patch16_224"]), ("deit_tiny_patch16_224", []),
+    ("levit_256", ["levit_192", "levit_128s"]), ("pvt_v2_b2", ["pvt_v2_b0"]), ("resnet50", [])])
+def test_smaller_members_of_a_family_are_found_by_their_names(name: str, found: list[str]) -> None:
+    assert smaller_names(name, exists=MODELS.__contains__) == found
+
+
+def at(ms: float, accuracy: float | None, *, half: float = 0.05, name: str = "it") -> Measured:
+    return Measured(name=name, latency_ms=ms, ci_low_ms=ms * (1 - half), ci_high_ms=ms * (1 + half), accuracy=accuracy)
+
+
+PLANTED = [  # siblings of a pruned model at 5 ms and 80 %, and whether one of them dominates it
+    ([], False), ([at(5, 0.81)], True), ([at(5, 0.79)], False), ([at(5, 0.80)], False), ([at(4, 0.80)], True), ([at(4, 0.79)], False),
+    ([at(6, 0.90)], False), ([at(5.3, 0.81)], True), ([at(5.6, 0.99)], False), ([at(4.6, 0.80)], False), ([at(1, 0.81)], True),
+    ([at(4, None)], None), ([at(6, None)], False), ([at(4, None), at(4, 0.9)], True), ([at(4, 0.7), at(4, None)], None),
+    ([at(4, 0.7), at(3, 0.6)], False), ([at(8, 0.9), at(4.9, 0.8001)], True), ([at(5, 0.81, half=0.3)], True),
+    ([at(7, 0.81, half=0.4)], True), ([at(7, 0.81, half=0.1)], False)]
+
+
+@pytest.mark.parametrize(("siblings", "dominated"), PLANTED)
+def test_twenty_planted_verdicts(siblings: list[Measured], dominated: bool | None) -> None:
+    found = verdict(at(5, 0.80, name="pruned"), siblings)
+    assert found.dominated is dominated
+    assert ("yes" in found.text, "unknown" in found.text) == (dominated is True, dominated is None)

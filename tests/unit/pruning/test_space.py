@@ -1,0 +1,100 @@
+"""The prune space and its idea of speed, on a plain transformer that nobody built."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from optuna.trial import FixedTrial
+
+from nasvit.errors import ArchError, ConfigError
+from nasvit.pruning.dense import check, prepare
+from nasvit.pruning.space import STRENGTHS, PruneSpace, parse_choices
+from nasvit.pruning.speed import Speed, terms
+from nasvit.torchvision_ops import ensure
+
+ensure()
+import timm  # noqa: E402
+
+CHOICES = ("tokens", "heads", "mlp", "depth", "embed")
+
+
+@pytest.fixture(scope="module")
+def dense():
+    model = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=8, embed_dim=64, num_heads=4, num_classes=10)
+    return prepare(model, check=False)
+
+
+@pytest.fixture
+def space(dense) -> PruneSpace:
+    return PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8))
+
+
+def test_every_sample_can_be_built_touches_something_and_is_recovered_from_its_parameters(space, dense) -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        plan = space.sample(rng)
+        check(plan)
+        assert plan != dense.plan
+        params = dict(space.arch_parameters(plan))
+        assert space.suggest(FixedTrial(params)) == plan == space.from_parameters(params, rng=rng)
+
+
+def test_a_plan_that_takes_nothing_away_is_refused(space) -> None:
+    nothing = {name: values[0] if name == "operator" else 0.0 for name, values in space.parameters().items()}
+    with pytest.raises(ArchError, match="takes nothing away"):
+        space.suggest(FixedTrial({**nothing, "strength": STRENGTHS}))
+
+
+def test_more_strength_never_leaves_more(space, dense) -> None:
+    rng = random.Random(1)
+    for _ in range(30):
+        shape = {name: rng.choice(values) for name, values in space.parameters().items()}
+        work = [terms(space.plan(shape, s), dense.layout)[1:4].sum() for s in (20, 80, 140, 200)]
+        assert work == sorted(work, reverse=True)
+
+
+def test_widths_are_multiples_of_eight_where_they_were_cut(space, dense) -> None:
+    rng = random.Random(2)
+    for _ in range(50):
+        plan = space.sample(rng)
+        assert all(d % 8 == 0 for d in plan.embed_dims)
+        assert all(b.mlp_dim % 8 == 0 and b.head_dim % 8 == 0 for b in plan.blocks)
+
+
+def test_only_what_was_chosen_is_pruned(dense) -> None:
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), order=range(8))
+    plan = space.sample(random.Random(0))
+    assert plan.with_blocks(mlp_dim=256) == dense.plan.with_blocks(mlp_dim=256)
+
+
+def test_choices_that_the_model_does_not_have_are_named(dense) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'tokens'"):
+        parse_choices("token,mlp")
+    layout = replace(dense.layout, operators=("none",))
+    with pytest.raises(ConfigError, match=r"cannot be pruned by tokens; possible: heads, mlp"):
+        PruneSpace(dense.plan, layout=layout, choices=("tokens",), order=())
+
+
+def test_the_solver_lands_just_under_the_aim_and_on_the_machine_as_learned(dense) -> None:
+    speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+    true = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+    true.coefficients = true.coefficients * [4.0, 0.8, 3.0, 1.1, 0.0, 0.0] + [0, 0, 0, 0, 0.5, 0]  # another machine
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8),
+                       solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
+    rng, errors = random.Random(0), []
+    for _ in range(60):
+        plan = space.sample(rng)
+        assert 0.93 * 6.0 <= speed.predict(plan) <= 6.0
+        errors.append(abs(speed.predict(plan) / true.predict(plan) - 1))
+        speed.observe(plan, true.predict(plan), half_width=0.05)
+    assert sum(errors[-20:]) / 20 < 0.03 < sum(errors[:5]) / 5
+
+
+def test_an_aim_out_of_reach_is_an_error(dense) -> None:
+    speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+    solve = speed.solver(aim_ms=lambda: 1.0, steps=STRENGTHS)
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), order=(), solve=solve)
+    with pytest.raises(ArchError, match="at the strongest"):
+        space.sample(random.Random(0))
