@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import vl_convert
 
+from nasvit.drawing import MIXER_COLOURS, mixer_colour
 from nasvit.report import Run, load
-from nasvit.report.plots import MIXER_COLOURS, below_picture, front_chart, hypervolume_chart, mixer_colour, picture
+from nasvit.report.plots import below_picture, front_chart, hypervolume_chart, picture
 from nasvit.results.record import append, read
 from tests.unit.report.make_run import write_run
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nasvit import data, training
 from nasvit.errors import ConfigError, TrainingError
 from nasvit.torchvision_ops import ensure
-from nasvit.training import HISTORY, Average, Recipe, batch_loss, batches, evaluate, learning_rate, parameter_groups, train
+from nasvit.training import HISTORY, Average, Recipe, batch_index, batch_loss, evaluate, examples, learning_rate, parameter_groups, train
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +201,7 @@ def test_no_batch_has_one_image_however_small_the_data_set(digits: data.DataSet,
 
 
 def test_every_epoch_sees_every_image_once_when_batches_divide_it() -> None:
-    order = batches(12, batch_size=4, generator=torch.Generator().manual_seed(0))
-    first, second = (torch.cat([next(order) for _ in range(3)]) for _ in range(2))
+    first, second = (torch.cat([batch_index(3 * epoch + n, count=12, size=4, seed=0) for n in range(3)]) for epoch in range(2))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12)) and first.tolist() != second.tolist()
 
 
@@ -287,25 +286,25 @@ def test_an_unknown_recipe_setting_is_refused_with_the_nearest_name() -> None:
                                                          (False, True, True)])
 def test_images_are_mirrored_as_the_data_set_says_unless_the_recipe_does(digits: data.DataSet, own: bool, recipe: bool | None,
                                                                         mirrored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, plain = [], training.light_batch
+    asked, plain = [], examples.light_batch
 
     def spy(*given: Any, flip: bool, **named: Any) -> Tensor:
         asked.append(flip)
         return plain(*given, flip=flip, **named)
 
-    monkeypatch.setattr(training, "light_batch", spy)
+    monkeypatch.setattr(examples, "light_batch", spy)
     train(network(), replace(digits, flip=own), steps=2, seed=0, recipe=Recipe(flip=recipe))
     assert asked == [mirrored] * 2
 
 
 def test_augmentation_grows_over_its_epochs(digits: data.DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares, plain = [], training.light_batch
+    shares, plain = [], examples.light_batch
 
     def spy(*given: Any, share: float, **named: Any) -> Tensor:
         shares.append(share)
         return plain(*given, share=share, **named)
 
-    monkeypatch.setattr(training, "light_batch", spy)
+    monkeypatch.setattr(examples, "light_batch", spy)
     train(network(), small(digits, 64), steps=6, seed=0, recipe=Recipe(batch_size=32, augment_epochs=2))
     assert shares == [0.25, 0.5, 0.75, 1, 1, 1]
 

@@ -1,0 +1,168 @@
+"""A trained network as a file for a runtime: the inference form, with labels and preprocessing inside, held against torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import nasvit
+from nasvit.errors import ConfigError, MeasurementError
+from nasvit.finals.predict import PREDICTABLE, predict_script
+from nasvit.finals.trained import Trained, write_text
+from nasvit.models.deploy import deploy
+from nasvit.runtimes import RUNTIMES, FileRuntime, sessions
+from nasvit.runtimes.onnx_file import write_onnx
+
+IMAGES = 16
+"""Random images on which file and torch are compared."""
+TOLERANCE = 1e-3
+"""Largest difference of logits in float32, as a share of the largest logit."""
+DYNAMIC = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How an exported file differs from torch: largest difference over largest logit, and the share of images with the same first class."""
+
+    images: int
+    relative_error: float
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What an export left: the model's file, everything beside it, and how it compares with torch."""
+
+    file: Path
+    files: tuple[Path, ...]
+    parity: Parity
+    about: dict[str, Any]
+
+
+def parse_runtime(text: str) -> FileRuntime:
+    """"onnxruntime" or "onnxruntime?precision=int8". Raises ConfigError for a runtime that runs no file."""
+    name, _, query = text.partition("?")
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    kind = RUNTIMES[name]
+    if not issubclass(kind, FileRuntime):
+        accepted = [n for n in RUNTIMES if issubclass(RUNTIMES[n], FileRuntime)]
+        raise ConfigError(f"runtime {name} runs torch modules, not files; accepted: {', '.join(accepted)}")
+    return kind(**{key: value for key, _, value in pairs})
+
+
+def export(trained: Trained, *, runtime: FileRuntime, folder: Path, dynamic_batch: bool = False) -> Exported:
+    """Write the network's inference form into `folder`, with its metadata and predict.py, and compare it with torch.
+
+    Raises ConfigError where the runtime is missing or takes no dynamic batch, MeasurementError where it cannot take the network
+    or computes something else.
+    """
+    runtime.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    module = deploy(trained.module)
+    shape = (trained.in_channels, *trained.image_size)
+    example = torch.randn(2 if dynamic_batch else 1, *shape, generator=torch.Generator().manual_seed(0))
+    target = folder / f"model{runtime.suffix}"
+    if dynamic_batch:
+        _write_dynamic(module, example, target, runtime=runtime)
+    else:
+        target = runtime.export(module, example, folder / "model")
+    about = describe(trained, runtime=runtime, dynamic_batch=dynamic_batch)
+    _attach(target, about)
+    parity = compare(module, target, runtime=runtime, shape=shape, dynamic_batch=dynamic_batch)
+    if parity.relative_error > TOLERANCE and runtime.settings.get("precision", "fp32") == "fp32":
+        raise MeasurementError(f"{target} does not compute what torch computes: the logits differ by {parity.relative_error:.2g} of their "
+                               f"size (accepted: {TOLERANCE:g}); do not use it, and choose another runtime")
+    if runtime.name in PREDICTABLE and trained.in_channels in (1, 3):  # what an image file holds
+        write_text(folder / "predict.py", predict_script(runtime.name, file=target))
+    return Exported(file=target, files=tuple(sorted(folder.iterdir())), parity=parity, about=about)
+
+
+def describe(trained: Trained, *, runtime: FileRuntime, dynamic_batch: bool) -> dict[str, Any]:
+    """What a user of the file must know: labels, preprocessing, and where it comes from."""
+    data, subject = trained.metrics["data"], trained.subject
+    return {"labels": data["class_names"], "image_size": list(trained.image_size), "channels": trained.in_channels, "mean": data["mean"],
+            "std": data["std"], "scale": "pixels / 255, then (x - mean) / std", "interpolation": "bicubic",
+            "crop": "resized to cover, centre", "input": "float32 (batch, channels, height, width)", "output": "logits (batch, labels)",
+            "batch": "any" if dynamic_batch else 1, "network": subject.label, "test_accuracy": trained.metrics.get("test_accuracy"),
+            "trained": trained.metrics.get("trained", "in full"), "runtime": runtime.name, "runtime_version": runtime.version(),
+            "settings": dict(runtime.settings), "nasvit": nasvit.__version__}
+
+
+def _write_dynamic(module: torch.nn.Module, example: Tensor, target: Path, *, runtime: FileRuntime) -> None:
+    if runtime.name not in DYNAMIC or runtime.settings.get("precision", "fp32") != "fp32":
+        raise ConfigError(f"runtime {runtime.name} with settings {runtime.settings or 'none'} takes a fixed batch here; accepted with a "
+                          f"dynamic one: {', '.join(DYNAMIC)} in fp32")
+    plain = target if runtime.name == "onnxruntime" else target.with_suffix(".onnx")
+    try:
+        with torch.no_grad():
+            write_onnx(module, example, plain, dynamic_batch=True)
+    except Exception as error:  # an exporter may fail with any exception
+        raise MeasurementError(f"{type(module).__name__} cannot be exported with a dynamic batch ({type(error).__name__}: "
+                               f"{str(error)[:300]}); leave --dynamic-batch away") from error
+    if runtime.name == "openvino":
+        import openvino as ov
+
+        ov.save_model(ov.convert_model(str(plain)), str(target), compress_to_fp16=False)
+        plain.unlink()
+
+
+def _attach(target: Path, about: dict[str, Any]) -> None:
+    """The description inside an ONNX file; beside any other, as FILE.json."""
+    text = json.dumps(about)
+    if target.suffix != ".onnx":
+        write_text(target.with_name(target.name + ".json"), json.dumps(about, indent=2) + "\n")
+        return
+    import onnx
+
+    model = onnx.load(str(target))
+    onnx.helper.set_model_props(model, {"nasvit": text, **{key: json.dumps(about[key]) for key in ("labels", "mean", "std", "image_size")}})
+    temporary = target.with_name("." + target.name)
+    onnx.save(model, str(temporary))
+    temporary.replace(target)
+
+
+def compare(module: torch.nn.Module, file: Path, *, runtime: FileRuntime, shape: tuple[int, ...], dynamic_batch: bool) -> Parity:
+    """The file against the module on IMAGES random images, one at a time, or as batches of 1 and the rest with `dynamic_batch`."""
+    images = torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(1))
+    parts = [images[:1], images[1:]] if dynamic_batch else list(images.split(1))
+    with torch.no_grad():
+        wanted = torch.cat([module(part) for part in parts]).numpy()
+    found = np.concatenate(run_file(file, runtime=runtime, batches=[part.numpy() for part in parts]))
+    error = float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-12))
+    return Parity(images=IMAGES, relative_error=error if np.isfinite(found).all() else float("inf"),
+                  agreement=float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()))
+
+
+_RUNNER = """
+import importlib.util, json, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("sessions", sys.argv[1])
+sessions = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sessions)
+session = sessions.open_session(sys.argv[2], sys.argv[3], threads=1, settings=json.loads(sys.argv[4]))
+given = np.load(sys.argv[5])
+np.savez(sys.argv[6], **{name: session.run([given[name]])[0] for name in given.files})
+"""
+
+
+def run_file(file: Path, *, runtime: FileRuntime, batches: list[np.ndarray]) -> list[np.ndarray]:
+    """The file's logits for each batch (B, C, H, W), in a process of its own, as some runtimes crash: then a MeasurementError."""
+    with tempfile.TemporaryDirectory(prefix="nasvit-parity-") as folder:
+        given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
+        np.savez(given, *batches)
+        words = [str(sessions.__file__), runtime.name, str(file), json.dumps(dict(runtime.settings)), str(given), str(found)]
+        done = subprocess.run([sys.executable, "-c", _RUNNER, *words], capture_output=True, text=True, check=False, timeout=600)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise MeasurementError(f"{runtime.name} cannot run {file}: {last[:300]}")
+        with np.load(found) as arrays:
+            return [arrays[f"arr_{number}"] for number in range(len(batches))]

@@ -1,0 +1,52 @@
+"""The predict.py that goes with an exported file: it needs numpy, pillow and the runtime, and neither torch nor nasvit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HEAD = '''"""Classify an image: python predict.py IMAGE [MODEL]. Needs numpy, pillow and {runtime}. Written by nasvit."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+image = sys.argv[1]
+model = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).with_name("{file}"))
+{open}
+
+height, width = about["image_size"]
+with Image.open(image) as opened:
+    picture = ImageOps.exif_transpose(opened).convert("L" if about["channels"] == 1 else "RGB")
+picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC)  # resized to cover, centre crop
+x = np.asarray(picture, dtype=np.float32).reshape(height, width, about["channels"]) / 255
+x = (x - np.float32(about["mean"])) / np.float32(about["std"])
+x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
+{run}
+chances = np.exp(logits - logits.max())
+chances /= chances.sum()
+for index in np.argsort(-chances)[:5]:
+    print(f"{{chances[index]:7.2%}}  {{about['labels'][index]}}")
+'''
+
+_SIDECAR = 'about = json.loads(Path(model + ".json").read_text(encoding="utf-8"))'
+
+# runtime: (imports, how it is opened, how it runs x)
+_PARTS = {
+    "onnxruntime": ("import onnxruntime as ort",
+                    'session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])\n'
+                    'about = json.loads(session.get_modelmeta().custom_metadata_map["nasvit"])',
+                    "logits = session.run(None, {session.get_inputs()[0].name: x})[0][0]"),
+    "openvino": ("import openvino as ov",
+                 'compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})\n' + _SIDECAR,
+                 "logits = compiled(x)[0][0]"),
+}
+PREDICTABLE = tuple(sorted(_PARTS))
+
+
+def predict_script(runtime: str, *, file: Path) -> str:
+    """The text of predict.py for a file of this runtime, one of PREDICTABLE."""
+    imports, opening, run = _PARTS[runtime]
+    return _HEAD.format(runtime=runtime, imports=imports, file=file.name, open=opening, run=run)

@@ -1,0 +1,47 @@
+"""A network as the search left it: a short training's checkpoint, with what a user of the weights must know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from nasvit.data import load
+from nasvit.errors import CheckpointError, RunError
+from nasvit.finals.subject import Subject
+from nasvit.finals.trained import METRICS, Trained, load_trained
+from nasvit.models.build import build
+from nasvit.results.record import TrialRecord
+
+
+def load_searched(run: Path, record: TrialRecord, experiment: Mapping[str, Any], env: Mapping[str, Any]) -> Trained:
+    """The network of a record from its checkpoint. The run's data is read for normalisation and class names.
+
+    Raises RunError where the checkpoint is gone or the data is another, CheckpointError where it does not fit.
+    """
+    arch = record.network()
+    if record.checkpoint is None or not (run / record.checkpoint).exists():
+        raise RunError(f"the checkpoint of trial {record.trial} is gone; `nasvit train {run} --pick {record.arch_id}` makes its weights")
+    module = build(arch, seed=record.seed)
+    try:
+        module.load_state_dict(load_file(run / record.checkpoint))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{run / record.checkpoint} does not fit trial {record.trial}: {str(error)[:300]}") from None
+    data = load(str(experiment["data"]), seed=int(experiment.get("seed", 0)), image_size=arch.image_size)
+    known = (env.get("data") or {}).get("fingerprint")
+    if known and known != data.fingerprint:
+        raise RunError(f"{experiment['data']} is not the data that {run} was searched on; restore it: class names and normalisation "
+                       "come from there")
+    about = {"name": data.name, "image_size": list(arch.image_size), "mean": list(data.mean), "std": list(data.std),
+             "class_names": list(data.class_names)}
+    return Trained(module=module.eval(), subject=Subject.of_arch(arch), metrics={"data": about, "model": None, "test_accuracy": None,
+                                                                                "trained": "a short training of the search"})
+
+
+def load_best(run: Path, record: TrialRecord, experiment: Mapping[str, Any], env: Mapping[str, Any]) -> Trained:
+    """The network trained in full where it was, else `load_searched`."""
+    folder = run / "train" / record.arch_id
+    return load_trained(folder) if (folder / METRICS).exists() else load_searched(run, record, experiment, env)

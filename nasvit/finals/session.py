@@ -1,0 +1,169 @@
+"""One full training: resumable, then one look at the test split, then the latency once more."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nasvit.cost import count
+from nasvit.data import DataSet, load_test
+from nasvit.devices import Device, machine_lock
+from nasvit.errors import ConfigError, DataError, RunError, UnsupportedOpError
+from nasvit.finals.history import History
+from nasvit.finals.plan import EPOCHS, FinalPlan
+from nasvit.finals.subject import Subject
+from nasvit.finals.teacher import load_teacher
+from nasvit.finals.trained import ARCH, METRICS, PLAN, STATE, WEIGHTS, read_metrics, write_json, write_text
+from nasvit.training import ALONE, Checkpoint, Moment, Recipe, Watch, World, evaluate, train
+from nasvit.training.state import write_tensors
+
+PROBE_STEPS = 12
+"""Steps that tell the speed where a training is given minutes; the first two only warm up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What every full training of a command shares. data_spec, split_seed: where the test part comes from. recipe: resolved.
+    device: torch's, to train on. folder: parent of the folders by id."""
+
+    data: DataSet
+    data_spec: str
+    split_seed: int
+    plan: FinalPlan
+    recipe: Recipe
+    folder: Path
+    device: str = "cpu"
+    versions: dict[str, str] | None = None
+
+
+def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report: Callable[[Moment], None] | None = None,
+                  measure_on: Callable[[], Device] | None = None) -> dict[str, Any]:
+    """Train into `task.folder / subject.id` and return its metrics; a killed training goes on, a finished one is only read.
+
+    The test split is read once, at the end. measure_on: opens the device on which the latency is measured afterwards, by the first
+    process alone. Raises RunError where the folder holds a training of another plan.
+    """
+    place = task.folder / subject.id
+    if not (place / METRICS).exists():
+        place.mkdir(parents=True, exist_ok=True)
+        module = subject.make_for(task.data, seed=task.plan.seed, drop_path=task.plan.drop_path)
+        teacher = None if task.plan.teacher is None else load_teacher(task.plan.teacher, task.data)
+        steps = _agreed_steps(place, subject, task, module, teacher, world=world)
+        history = History(place, then=report) if world.first else None
+        per_epoch = max(1, len(task.data.train) // min(task.recipe.batch_size, len(task.data.train)))
+        every = min(per_epoch, 50)
+        looks = max(1, round(task.plan.validate_epochs * per_epoch / every)) * every
+        watch = Watch(report=history.report if history else _nothing, every=every, validate_every=looks)
+        clock = time.perf_counter()
+        # processes that wait for each other must not wait for the machine lock as well
+        guard = machine_lock.training if world.size == 1 else nullcontext
+        result = train(module, task.data, steps=steps, seed=task.plan.seed, recipe=task.recipe, device=task.device, teacher=teacher,
+                       step_guard=guard, watch=watch, world=world,
+                       checkpoint=Checkpoint(path=place / STATE, every_s=task.plan.checkpoint_s))
+        if history is not None:
+            history.close()
+            _finish(place, subject, task, module, trained={**asdict(result), "session_seconds": time.perf_counter() - clock})
+    world.meet()
+    metrics = read_metrics(place)
+    if measure_on is not None and world.first and metrics.get("latency") is None:
+        metrics = _remeasured(place, subject, metrics, device=measure_on(), seed=task.plan.seed)
+    return metrics
+
+
+def _nothing(moment: Moment) -> None:
+    """Only the first process tells."""
+
+
+def _agreed_steps(place: Path, subject: Subject, task: Task, module: nn.Module, teacher: nn.Module | None, *, world: World) -> int:
+    """The number of steps, decided once and kept in plan.json, so that a training on minutes goes on to the same end."""
+    plan, path = task.plan, place / PLAN
+    wanted = {"subject": subject.label, **plan.model_dump(mode="json", exclude={"checkpoint_s", "validate_epochs"}),
+              "recipe": asdict(task.recipe), "data": task.data.fingerprint}
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        differs = [name for name, value in json.loads(json.dumps(wanted)).items() if known.get(name) != value]
+        if differs:
+            raise RunError(f"{place} holds a training of another plan ({', '.join(differs)} differ); go on with the same settings, or "
+                           "choose another --out")
+        return int(known["steps"])
+    if plan.minutes is None:
+        size = min(task.recipe.batch_size, len(task.data.train))
+        steps = max(1, round((plan.epochs or EPOCHS) * len(task.data.train) / size))
+    else:
+        steps = max(1, int(60 * plan.minutes / _seconds_per_step(module, task, teacher, world=world)))
+    world.meet()  # nobody looks for the file before everybody has looked
+    if world.first:
+        write_json(path, {**wanted, "steps": steps})
+    world.meet()
+    return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
+
+
+def _seconds_per_step(module: nn.Module, task: Task, teacher: nn.Module | None, *, world: World) -> float:
+    """From a few steps of a copy."""
+    moments: list[Moment] = []
+    train(copy.deepcopy(module), task.data, steps=PROBE_STEPS, seed=task.plan.seed, recipe=task.recipe, device=task.device, teacher=teacher,
+          watch=Watch(report=moments.append, every=1), world=world)
+    return (moments[-1].seconds - moments[1].seconds) / (PROBE_STEPS - 2)
+
+
+def _finish(place: Path, subject: Subject, task: Task, module: nn.Module, *, trained: dict[str, Any]) -> None:
+    """Weights, then the one look at the test split, then metrics.json, which says that the training is done."""
+    data = task.data
+    write_tensors(place / WEIGHTS, module.state_dict())
+    if subject.arch is not None:
+        write_text(place / ARCH, subject.arch.to_json() + "\n")
+    try:
+        test = load_test(task.data_spec, seed=task.split_seed, image_size=data.image_size)
+        accuracy, loss = evaluate(module, test, data=data, device=task.device, recipe=task.recipe)
+        tested: dict[str, Any] = {"test_accuracy": accuracy, "test_loss": loss, "test_images": len(test)}
+    except DataError as error:  # said in the file: a folder without a test part is still worth training
+        tested = {"test_accuracy": None, "test_loss": None, "test_images": 0, "test_missing": str(error)}
+    metrics = {"id": subject.id, "label": subject.label, "model": subject.model, **tested, "val_accuracy": trained["accuracy"],
+               "val_loss": trained["val_loss"], "train_loss": trained["loss"], "steps": trained["steps"], "epochs": trained["epochs"],
+               "seconds": trained["session_seconds"], "searched": dict(subject.searched), **_counted(module, task), "latency": None,
+               "data": {"name": data.name, "spec": task.data_spec, "fingerprint": data.fingerprint, "image_size": list(data.image_size),
+                        "mean": list(data.mean), "std": list(data.std), "class_names": list(data.class_names)},
+               "plan": task.plan.model_dump(mode="json"), "recipe": asdict(task.recipe), "versions": task.versions or {}}
+    write_json(place / METRICS, metrics)
+    (place / STATE).unlink(missing_ok=True)
+
+
+def _counted(module: nn.Module, task: Task) -> dict[str, Any]:
+    try:
+        cost = count(module, input_shape=(1, task.data.in_channels, *task.data.image_size))
+    except UnsupportedOpError as error:  # of a model of timm: its accuracy is worth having even so
+        return {"params_m": sum(p.numel() for p in module.parameters()) / 1e6, "macs_g": None, "uncounted": str(error)}
+    return {"params_m": cost.params / 1e6, "macs_g": cost.macs / 1e9}
+
+
+def _remeasured(place: Path, subject: Subject, metrics: dict[str, Any], *, device: Device, seed: int) -> dict[str, Any]:
+    """The latency as the search measures it: of the network as it is built, on the run's own scale."""
+    data = metrics["data"]
+    size, channels = tuple(data["image_size"]), len(data["mean"])
+    module = subject.make(image_size=size, in_channels=channels, num_classes=len(data["class_names"]), seed=seed)
+    stats = device.measure(module, input_shape=(1, channels, *size))
+    metrics = {**metrics, "latency": stats.to_dict()}
+    write_json(place / METRICS, metrics)
+    return metrics
+
+
+def usual_device() -> str:
+    """cuda where there is a GPU, else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: str) -> str:
+    """`name` if torch can train there; raises ConfigError."""
+    if name == "cpu" or (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        return name
+    also = ", cuda" if torch.cuda.is_available() else " (there is no CUDA GPU)"
+    raise ConfigError(f"cannot train on {name!r} here; accepted: cpu{also}")

@@ -1,0 +1,51 @@
+"""Models by the name timm knows them by, the zoo's among them (importing this package registers them), untrained and for given images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from nasvit.errors import ConfigError
+from nasvit.registry import unknown
+from nasvit.torchvision_ops import ensure
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises ConfigError for a name, without "timm:", that timm does not have."""
+    ensure()
+    import timm
+
+    for name in names:
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:20]
+            raise ConfigError(unknown("model of timm", name, near or timm.list_models()[:20]))
+
+
+def make_named(name: str, *, image_size: tuple[int, int], in_channels: int, num_classes: int, seed: int,
+               drop_path: float = 0.0) -> nn.Module:
+    """An untrained model for these images, at this size where the model accepts one. Equal seeds give bit-equal weights.
+
+    Raises ConfigError for an unknown name, and for a drop_path that the model does not take.
+    """
+    check_names([name])
+    import timm
+
+    given: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
+    if drop_path:
+        given["drop_path_rate"] = drop_path
+    with torch.random.fork_rng(devices=[]):
+        for extra in ({"img_size": image_size}, {}):  # without it: a model for any size
+            torch.manual_seed(seed)
+            settings: dict[str, Any] = {**given, **extra}
+            try:
+                module: nn.Module = timm.create_model(name, **settings)
+                return module
+            except TypeError as error:
+                if "drop_path" in str(error):
+                    raise ConfigError(f"{name} takes no drop_path; set it to 0") from None
+                if "img_size" not in str(error):
+                    raise
+    raise ConfigError(f"timm cannot make {name}")
