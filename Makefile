@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install search test test-slow lint types floors
+.PHONY: help install search test test-slow lint types floors wheel
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -21,7 +21,7 @@ search: $(STAMP) ## a search on the embedded digits; prints where the report is
 	$(BIN)/nasvit search experiments/digits_quick.yaml
 
 lint: $(STAMP)
-	$(BIN)/ruff check nasvit tests experiments
+	$(BIN)/ruff check nasvit tests experiments examples
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -34,3 +34,11 @@ test: lint types floors ## lint, types, floors and the fast tests
 
 test-slow: $(STAMP) ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
+
+wheel: $(STAMP) ## a wheel in dist/, installed into an empty environment in an empty folder, and a search there
+	rm -rf build dist build-wheel-test
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build-wheel-test/venv
+	build-wheel-test/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/nasvit-*.whl
+	cd build-wheel-test && venv/bin/nasvit list spaces && venv/bin/nasvit search --budget 10 --device "cpu?noise=keep" --out run && test -s run/report.html
+	rm -rf build build-wheel-test

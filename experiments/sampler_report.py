@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from judging import SIGNIFICANT, as_markdown
@@ -69,7 +70,7 @@ def goals(problem: str, summary: pd.DataFrame, tests: pd.DataFrame, *, ours: str
     peers = table[[not str(name).startswith("surrogate") for name in table.index]]
     if not len(peers):
         raise ConfigError(f"{problem}: no peer beside {ours}")
-    best = peers[f"hv@{LATE}"].idxmax()
+    best = str(peers[f"hv@{LATE}"].idxmax())
     theirs = peers.loc[best]
     first = {"problem": problem, "seeds": "0", f"best peer at {LATE}": f"{best} {theirs[f'hv@{LATE}']:.3f}"}
     if ours not in table.index:
@@ -88,7 +89,7 @@ def goals(problem: str, summary: pd.DataFrame, tests: pd.DataFrame, *, ours: str
         "significantly above": f"{len(above)} of {len(rivals)}"}
 
 
-def _met(yes: bool) -> str:
+def _met(yes: Any) -> str:
     return "(met)" if yes else "(missed)"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from nasvit.drawing import draw
 from nasvit.errors import ArchError
 from nasvit.vocabulary import Grid as Grid
 from nasvit.vocabulary import Scalar as Scalar
@@ -278,6 +279,10 @@ class Arch:
     def id(self) -> str:
         """12 hexadecimal digits of SHA-256 over the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def _repr_html_(self) -> str:
+        """The drawing, in a notebook."""
+        return draw(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Arch:

@@ -27,6 +27,10 @@ class MeasurementError(NasvitError):
     """A measurement that cannot be trusted, or could not be made."""
 
 
+class DeviceLostError(MeasurementError):
+    """A device that hung or answered nonsense time after time; it is asked no more."""
+
+
 class UnsupportedOpError(NasvitError):
     """An operation whose cost is not known; the message names module and operation."""
 

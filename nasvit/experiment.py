@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -32,16 +32,41 @@ _EXAMPLES = {"latency_ms": "8ms, 0.5s, 800us", "macs_g": "300M, 0.3G", "params_m
 def parse_limit(text: str | float, *, name: str = "latency_ms") -> tuple[str, float]:
     """`parse_limit("8ms") == ("latency_ms", 8.0)`; `parse_limit("300M", name="macs_g") == ("macs_g", 0.3)`.
 
-    A bare number is in the unit of the name. Raises ConfigError for another name, another unit or a number not above 0.
+    `8ms@pi`, or the name `latency_ms@pi`, is on the latency of device pi. A bare number is in the unit of the name. Raises ConfigError
+    for another name, another unit or a number not above 0.
     """
-    if name not in _UNITS:
-        raise ConfigError(unknown("limit", name, list(LIMITED)))
+    name, at, device = name.partition("@")
+    if isinstance(text, str) and "@" in text:
+        text, at, device = text.partition("@")
+    if name not in _UNITS or (at and (name != "latency_ms" or not device.strip())):
+        raise ConfigError(unknown("limit", f"{name}{at}{device}", [*LIMITED, "latency_ms@DEVICE"]))
     match = None if isinstance(text, bool) else re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-z]*)\s*", str(text))
     factor = _UNITS[name].get(match.group(2).lower()) if match else None
     value = float(match.group(1)) * factor if match and factor is not None else 0.0
     if not 0 < value < float("inf"):
         raise ConfigError(f"the limit {text!r} on {name} cannot be read; write a number above 0 with its unit, such as {_EXAMPLES[name]}")
-    return name, value
+    return name + at + device.strip(), value
+
+
+def named_device(text: str) -> tuple[str, str]:
+    """`pi=ssh://pi@10.0.0.7` is (name, spec); without a name, the device's own spec is one, its signs as underscores."""
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]{0,31})=(.+)", text)
+    if match:
+        return match.group(1), match.group(2)
+    return re.sub(r"[^A-Za-z0-9-]+", "_", text).strip("_")[:32], text
+
+
+def places(given: Sequence[str]) -> dict[str, Any]:
+    """The keys of an experiment that devices on the command line set: nothing, `device`, or `devices` by name."""
+    if not given:
+        return {}
+    named = [named_device(text) for text in given]
+    if len(named) == 1 and "=" not in given[0].partition("?")[0]:
+        return {"device": given[0], "devices": {}}
+    if len({name for name, _ in named}) < len(named):
+        raise ConfigError(f"two devices have one name: {', '.join(name for name, _ in named)}; name them, as in "
+                          "--device pi=cpu/onnxruntime")
+    return {"devices": dict(named)}
 
 
 def default_rungs(images: int, *, batch_size: int) -> tuple[int, ...]:
@@ -58,6 +83,8 @@ class Experiment(BaseModel):
     """One search, resolved. Frozen; an unknown key is refused.
 
     space: path of a search space, or the name of a shipped one. data, device: what `nasvit list` names, or a path.
+    devices: name to spec, where every network is measured on several: the first is the `device`, the others' latencies are the objectives
+    latency_ms@NAME. profile: from `nasvit profile`, for the device, or by the devices' names.
     budget: distinct architectures to evaluate. minutes: stops earlier. limits: name to its largest value, in the name's unit.
     ray_address: "auto", HOST:PORT or ray://HOST:PORT of a running cluster, for the engine ray (None: RAY_ADDRESS, else a local one);
     gpus_per_worker: what each of its workers reserves.
@@ -67,13 +94,19 @@ class Experiment(BaseModel):
     promoted to the next; 2, as the default rungs double.
     recipe: settings of the training loop that differ from its defaults. image_size: (H, W); None takes the allowed size
     nearest above the data's own. baselines: "random" or "timm:NAME".
+    stop: "budget", or "plateau" to end earlier where the next tenth of the budget is expected to add under half a percent of hypervolume.
+    scores: zero-cost proxies that the sampler surrogate learns from (`nasvit list proxies`). truth: share of the search's training steps
+    that is spent on top, at its end, to see whether its short trainings rank networks as a longer one does; 0 switches that off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    first_rung: ClassVar[int] = 1
 
     space: str
     data: str = "digits"
     device: str = "cpu"
+    devices: dict[str, str] = Field(default_factory=dict)
+    profile: str | dict[str, str] | None = None
     budget: int = Field(default=60, ge=1, le=1_000_000)
     minutes: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -91,6 +124,51 @@ class Experiment(BaseModel):
     recipe: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     baselines: tuple[str, ...] = ()
+    stop: Literal["budget", "plateau"] = "budget"
+    scores: tuple[str, ...] = ()
+    truth: float = Field(default=0.2, ge=0, le=10)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_devices(cls, raw: Any) -> Any:
+        """The first of `devices` is the device; the others are objectives where latency is one, and limits name any of them."""
+        if not isinstance(raw, Mapping):
+            return raw
+        given = dict(raw)
+        devices = given.get("devices") or {}
+        if not isinstance(devices, Mapping) or not all(isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", str(k))
+                                                       for k, v in devices.items()):
+            raise ValueError(f"devices must map names (letters, digits, - and _) to device specs, not {devices!r}")
+        first = next(iter(devices), "")
+        if devices:
+            given["device"] = devices[first]
+            names = tuple(given.get("objectives") or ("accuracy", "latency_ms"))
+            more = [f"latency_ms@{name}" for name in devices if name != first]
+            if "latency_ms" in names and not any("@" in str(name) for name in names):
+                names = (*names, *more)
+            given["objectives"] = tuple("latency_ms" if name == f"latency_ms@{first}" else name for name in names)
+        limits = given.get("limits")
+        if isinstance(limits, Mapping):
+            device = str(given.get("device", "cpu"))
+            own = {f"latency_ms@{name}" for name in (first, device, named_device(device)[0])}
+            given["limits"] = {"latency_ms" if name in own else name: value for name, value in limits.items()}
+        return given
+
+    @model_validator(mode="after")
+    def _measured(self) -> Experiment:
+        """A latency that no device of the search measures is neither objective nor limit."""
+        names = list(self.devices) or [self.device]
+        for what in (*self.objectives, *self.limits):
+            at = what.partition("@")[2]
+            if at and at not in names[1:]:
+                raise ValueError(f"the latency on {at!r} is not measured in this search; measured: {', '.join(names)}; add it to the "
+                                 f"devices (--device {at}=SPEC), or leave {what} away")
+        return self
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The further devices: name to spec."""
+        return dict(list(self.devices.items())[1:])
 
     @field_validator("objectives")
     @classmethod
@@ -120,14 +198,18 @@ class Experiment(BaseModel):
     def _rungs(cls, rungs: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if rungs is None:
             return None
-        if not rungs or rungs[0] < 1 or any(b <= a for a, b in pairwise(rungs)):
+        if not rungs or rungs[0] < cls.first_rung or any(b <= a for a, b in pairwise(rungs)):
             raise ValueError("must be training steps that grow from rung to rung, such as [60, 180, 540]")
         return rungs
 
     @field_validator("recipe", mode="before")
     @classmethod
     def _recipe(cls, recipe: Any) -> Any:
-        """YAML 1.1 reads 1e-3 as text."""
+        return cls.numbers(recipe)
+
+    @staticmethod
+    def numbers(recipe: Any) -> Any:
+        """A recipe with numbers where YAML 1.1 reads text, as in 1e-3."""
         if not isinstance(recipe, Mapping):
             return recipe
         exponent = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -155,7 +237,7 @@ class Experiment(BaseModel):
         return self
 
     @classmethod
-    def load(cls, path: Path | None = None, *, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    def load(cls, path: Path | None = None, *, overrides: Mapping[str, Any] | None = None) -> Self:
         """From a YAML file, overridden key by key from the command line (None stands for "not given"; limits are merged).
 
         A space or data path that does not exist from here is taken relative to the file. Raises one ConfigError that
@@ -185,6 +267,32 @@ class Experiment(BaseModel):
     def to_yaml(self) -> str:
         """The resolved experiment; `Experiment.load` gives back an equal one."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+class PruneExperiment(Experiment):
+    """One pruning, resolved: a search whose architectures are what is left of a trained model.
+
+    model: timm:NAME (the zoo's names included), or a .safetensors file of a network whose Arch or Plan is `arch`. checkpoint: weights of
+    timm:NAME trained on these data; None: the published ones, which are downloaded. choices: what may be pruned. target: milliseconds, or a
+    share of the dense model's latency ("0.6x"); None: the whole front. criterion: how units are ranked. recover_epochs: training of the
+    front at the top rung; dense_steps: how long the dense model was trained, if known, for the recovery curve. siblings: timm names of
+    smaller models of the family to checkpoints of theirs, to compare with.
+    """
+
+    first_rung: ClassVar[int] = 0
+
+    space: str = "prune"
+    model: str
+    arch: str | None = None
+    checkpoint: str | None = None
+    choices: tuple[str, ...] = ("tokens", "heads", "mlp", "depth", "embed")
+    target: str | None = None
+    criterion: str = "taylor"
+    recover_epochs: float = Field(default=3.0, ge=0, le=1000)
+    dense_steps: int | None = Field(default=None, ge=1)
+    siblings: dict[str, str] = Field(default_factory=dict)
+    eta: int = Field(default=4, ge=2, le=100)
+    truth: float = Field(default=0.0, ge=0, le=0)
 
 
 def _fault(error: Any, *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:

@@ -1,11 +1,18 @@
-"""What every test stands on: one thread, fixed seeds, a tiny Arch, tiny data."""
+"""What every test stands on: one thread, fixed seeds, a cache of its own, a tiny Arch, tiny data."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NASVIT_NOISE", "keep")  # tests run on busy machines and assert no time
+if "NASVIT_CACHE" not in os.environ:  # the user's own calibrations are none of a test's business
+    os.environ["NASVIT_CACHE"] = tempfile.mkdtemp(prefix="nasvit-tests-")
+    atexit.register(shutil.rmtree, os.environ["NASVIT_CACHE"], ignore_errors=True)
 
 import numpy as np
 import pytest

@@ -48,6 +48,9 @@ class Display:
         if self._live is not None:
             self._live.update(picture(snapshot, title=self.title))
         elif snapshot.stopped_because is not None or time.monotonic() - self._printed >= LINE_SECONDS:
+            if self._printed == -math.inf:
+                for note in snapshot.notes:
+                    self.console.print(note, markup=False, highlight=False, soft_wrap=True)
             self._printed = time.monotonic()
             self.console.print(line(snapshot), markup=False, highlight=False, soft_wrap=True)
 
@@ -91,7 +94,8 @@ def picture(snapshot: Snapshot, *, title: str) -> Panel:
         bands.add_row(band, f"{accuracy:.2%}")
     body = Table.grid(padding=(0, 3))
     body.add_row(Text("\n".join(plot(snapshot.front)), no_wrap=True), Group(facts, Text(), bands))
-    return Panel(Group(top, Text(), body), title=Text(title), title_align="left", border_style="dim")
+    notes = [Text(note, style="yellow") for note in snapshot.notes]
+    return Panel(Group(top, Text(), body, *notes), title=Text(title), title_align="left", border_style="dim")
 
 
 def plot(front: Sequence[Point], *, width: int = PLOT_WIDTH, height: int = PLOT_HEIGHT) -> list[str]:

@@ -62,13 +62,26 @@ def _devices() -> Rows:
 def _runtimes() -> Rows:
     from nasvit.runtimes import RUNTIMES
 
-    return _described(RUNTIMES)
+    rows = []
+    for name, text in _described(RUNTIMES):
+        runtime = RUNTIMES[name]()
+        reason = runtime.missing()
+        rows.append((name, f"{text} On {' and '.join(runtime.devices)}. " + (f"Here: {runtime.version()}." if reason is None
+                                                                           else f"Not here: {reason}.")))
+    return rows
 
 
 def _data() -> Rows:
     from nasvit.data import KINDS as DATA_KINDS
 
     return [(name, DATA_KINDS[name]().accepts) for name in DATA_KINDS]
+
+
+def _proxies() -> Rows:
+    from nasvit.proxies import PROXIES
+    from nasvit.proxies.zero_cost import ZERO_COST
+
+    return _described(PROXIES) + _described(ZERO_COST)
 
 
 def _objectives() -> Rows:
@@ -78,5 +91,6 @@ def _objectives() -> Rows:
 
 
 _MAKERS: dict[str, Callable[[], Rows]] = {"mixers": _mixers, "spaces": _spaces, "samplers": _samplers, "engines": _engines,
-                                          "devices": _devices, "runtimes": _runtimes, "data": _data, "objectives": _objectives}
+                                          "devices": _devices, "runtimes": _runtimes, "data": _data, "proxies": _proxies,
+                                          "objectives": _objectives}
 KINDS = tuple(_MAKERS)

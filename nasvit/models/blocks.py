@@ -23,6 +23,7 @@ from nasvit.models.mixers import Mixer, make_mixer
 from nasvit.models.patch_embed import make_downsample
 
 State = tuple[Tensor, Tensor | None, Tensor | None]
+Selected = tuple[int, int, Tensor]  # first block of a segment, the one behind its last, raster positions of its kept tokens (B, k)
 
 MLPS: dict[str, Callable[..., nn.Module]] = {"gelu": Mlp, "conv": ConvMlp, "levit": LevitMlp}
 
@@ -252,8 +253,11 @@ class StageModule(nn.Module):
                         mixer.learn_tradeoff.requires_grad_(self.representative and self.rows_needed[i] and (scored or ratio < 1))
                 scored = scored or ratio < 1 or block.sees_class_token
 
-    def forward(self, x: Tensor, class_token: Tensor | None, score: Tensor | None) -> State:
-        """(B, H', W', C') -> (B, H, W, C), the class token at this stage's width, and the score of its tokens (B, N)."""
+    def forward(self, x: Tensor, class_token: Tensor | None, score: Tensor | None, trace: list[Selected] | None = None) -> State:
+        """(B, H', W', C') -> (B, H, W, C), the class token at this stage's width, and the score of its tokens (B, N).
+
+        trace, where given, receives what each segment selects.
+        """
         if isinstance(self.downsample, LevitDownsample):
             x, entered, score = self.downsample(x, class_token if self.class_enters else None, score)
             class_token = entered if self.class_enters else class_token
@@ -268,7 +272,7 @@ class StageModule(nn.Module):
         for (start, stop, ratio), keep in zip(self.segments, self.keep, strict=True):
             blocks = self._blocks(start, stop)
             if ratio < 1 and class_token is not None:
-                x, class_token, score = self._segment(x, class_token, score, start, stop, keep)
+                x, class_token, score = self._segment(x, class_token, score, start, stop, keep, trace)
             elif class_token is not None and all(b.token_sets for b in blocks):
                 x, class_token, score = self._plain_set(x, class_token, score, start, stop)
             else:
@@ -285,12 +289,14 @@ class StageModule(nn.Module):
             score = block.scored_by(score, row)
         return joint[:, 1:].view(x.shape), joint[:, :1], score
 
-    def _segment(self, x: Tensor, class_token: Tensor, score: Tensor | None, start: int, stop: int,
-                 keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _segment(self, x: Tensor, class_token: Tensor, score: Tensor | None, start: int, stop: int, keep: int,
+                 trace: list[Selected] | None) -> tuple[Tensor, Tensor, Tensor]:
         shape, flat = x.shape, x.flatten(1, 2)
         if score is None:
             class_token, score = self.class_attention[str(start)](class_token, flat)
         selection = tokens.select(score, keep=keep, representative=self.representative)
+        if trace is not None:
+            trace.append((start, stop, selection.kept))
         blocks = self._blocks(start, stop)
         scored = any(self.rows_needed[start:stop])
         if not all(b.token_sets for b in blocks):

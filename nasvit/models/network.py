@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nasvit.arch import Arch
 from nasvit.errors import ConfigError
-from nasvit.models.blocks import StageModule
+from nasvit.models.blocks import Selected, StageModule
 from nasvit.models.folding import affine, foldable, merge_linears_, scale_input_
 from nasvit.models.layers import ChannelBatchNorm, initialise, make_norm, trunc_normal_
 from nasvit.models.patch_embed import make_stem
@@ -108,8 +108,10 @@ class Network(nn.Module):
     def _keeps_only(self, stage: int) -> bool:
         return self.arch.head.kind == "mean_kept" and stage + 1 == len(self.arch.stages)
 
-    def _run(self, x: Tensor, upto: int | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """The outputs of the stages up to `upto`, (B, H, W, C) each, and the class token where its life ended."""
+    def _run(self, x: Tensor, upto: int | None = None,
+             traces: list[list[Selected]] | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """The outputs of the stages up to `upto`, (B, H, W, C) each, and the class token where its life ended. traces, where given,
+        receives for each stage what its segments select."""
         if x.shape[1:] != (self.arch.in_channels, *self.arch.image_size):
             raise ConfigError(f"this network takes images of shape {(self.arch.in_channels, *self.arch.image_size)}, "
                               f"not {tuple(x.shape[1:])}; build the Arch for that size")
@@ -121,11 +123,20 @@ class Network(nn.Module):
             if i == self.class_from and self.class_token is not None:
                 begins = self.class_token if self.class_position is None else self.class_token + self.class_position
                 class_token = begins.expand(x.shape[0], -1, -1)
-            x, class_token, score = stage(x, class_token, score)
+            trace: list[Selected] | None = None if traces is None else []
+            x, class_token, score = stage(x, class_token, score, trace)
             outputs.append(x)
+            if traces is not None and trace is not None:
+                traces.append(trace)
             if i == self.class_until:
                 class_token, ended = None, class_token
         return outputs, ended
+
+    def selected(self, x: Tensor) -> list[list[Selected]]:
+        """(B, in, H, W) -> for each stage its slow-fast segments: first block, the one behind the last, raster positions kept (B, k)."""
+        traces: list[list[Selected]] = []
+        self._run(x, traces=traces)
+        return traces
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         outputs, class_token = self._run(x)

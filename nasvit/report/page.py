@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from nasvit.arch import Block
-from nasvit.report.plots import below_picture, headline, mixer_colour
+from nasvit.drawing import draw, mixer_colour
+from nasvit.report.plots import below_picture, headline
 from nasvit.report.shorthand import TIMES, mixer_rank, mixer_text
 from nasvit.report.tables import Run, foreign, part
+from nasvit.report.truth import Truth, truth_of, verdict
+from nasvit.report.verified import Verified, verify
 from nasvit.results.objectives import objective
 from nasvit.results.record import latest
 
@@ -28,9 +32,12 @@ def page(run: Run) -> Page:
     counts = run.trials["status"].value_counts()
     stopped = str(run.summary.get("stopped_because", "still"))
     cost, quality = (objective(name).label.partition(" (")[0] for name in run.axes)
+    verified, truth = verify(run), truth_of(run)
     return {"title": title, "subtitle": subtitle, "name": run.path.resolve().name, "finished": not stopped.startswith(_UNFINISHED),
             "empty": not len(run.front), "tiles": _tiles(run), "front": front_rows(run), "choices": _choice_rows(run),
             "stages": _stage_count(run), "mixers": _mixers(run), "baselines": baseline_rows(run), "reasons": reason_rows(run),
+            "truth": truth_rows(truth), "truth_words": verdict(run, truth), "truth_poor": truth is not None and bool(truth.poor),
+            "truth_lead": truth_lead(truth), "verified": verified_rows(verified), "verified_words": verified_words(verified),
             "notes": notes(run), "made": made_rows(run), "rivalry": _rivalry(run), "cost": cost, "quality": quality,
             "counts": {s: int(counts.get(s, 0)) for s in ("complete", "rejected", "failed")},
             "keeps": bool((run.front["keep_ratio"] < 1).any()), "below": below_picture(run)}
@@ -67,8 +74,8 @@ def shown(name: str, value: Any) -> str:
 
 
 def front_rows(run: Run) -> list[dict[str, Any]]:
-    """The front as text, cheapest first."""
-    rows = []
+    """The front as text, cheapest first, each with its drawing."""
+    rows, by_trial = [], latest(run.records)
     for row in run.front.to_dict("records"):
         half = (row["ci_high_ms"] - row["ci_low_ms"]) / 2
         rows.append({
@@ -78,7 +85,8 @@ def front_rows(run: Run) -> list[dict[str, Any]]:
             "noisy": _text(row["verdict"]) in ("noisy", "drifting"), "verdict": _text(row["verdict"]),
             "macs": _macs(row["macs_g"]), "params": _params(row["params_m"]),
             "arch": _text(row["mixers"]), "widths": _text(row["widths"]), "arch_id": _text(row["arch_id"]),
-            "colour": mixer_colour(_text(row["main_mixer"]))})
+            "colour": mixer_colour(_text(row["main_mixer"])), "drawing": "" if not by_trial[row["trial"]].has_arch
+            else Markup(draw(by_trial[row["trial"]].network()))})  # it escapes its own text
     return rows
 
 
@@ -96,6 +104,64 @@ def baseline_rows(run: Run) -> list[dict[str, Any]]:
             "latency": number(row["latency_ms"], unit="ms") if same else "other device",
             "gain": better if same and math.isfinite(gain) else _ABSENT, "speed": faster if same and math.isfinite(ratio) else _ABSENT})
     return rows
+
+
+def truth_rows(truth: Truth | None) -> list[dict[str, Any]]:
+    """Each proxy's Kendall's tau with the longer training."""
+    rows = []
+    for each in truth.rankings if truth is not None else ():
+        tau = each.tau
+        rows.append({"name": each.name, "poor": each.poor, "networks": _ABSENT if tau is None else number(tau.n),
+                     "tau": _ABSENT if tau is None else f"{tau.value:+.2f}",
+                     "interval": _ABSENT if tau is None else f"{tau.low:+.2f} to {tau.high:+.2f}"})
+    return rows
+
+
+def truth_lead(truth: Truth | None) -> str:
+    """What was done to know it."""
+    if truth is None:
+        return ""
+    return (f"{truth.networks} networks from the front and from behind it were trained anew for {truth.steps} steps in one cycle. "
+            "Kendall's tau says how far a ranking agrees with theirs: 1 in every pair, 0 as by chance, -1 in none; with 90 % bootstrap "
+            "intervals. Costs and zero-cost proxies may point either way.")
+
+
+def verified_rows(verified: Verified) -> list[dict[str, Any]]:
+    """What the search promised of each fully trained network, and what became of it."""
+    rows = []
+    for row in verified.table.to_dict("records"):
+        change = row["latency_ms"] / row["search_latency_ms"] - 1
+        drift = f"{100 * change:+.1f} %" if row["same_device"] and math.isfinite(change) else _ABSENT
+        mark = "fell off the front" if row["fell_off"] else "on the front" if row["on_search_front"] else str(row["origin"])
+        rows.append({"label": str(row["label"]), "mark": mark, "fell_off": bool(row["fell_off"]), "proxy": percent(row["proxy_accuracy"]),
+                     "test": percent(row["test_accuracy"]), "val": percent(row["val_accuracy"]),
+                     "searched": number(row["search_latency_ms"], unit="ms"), "epochs": number(row["epochs"]),
+                     "now": number(row["latency_ms"], unit="ms") if row["same_device"] or not math.isfinite(row["latency_ms"])
+                     else "other device", "drift": drift, "predicted": _predicted(row),
+                     "inside": "yes" if row["inside"] else "no" if row["same_device"] else _ABSENT})
+    return rows
+
+
+def _predicted(row: Mapping[Any, Any]) -> str:
+    """`3.10 ms (2.80 to 3.40)`."""
+    if not math.isfinite(row["predicted_ms"]):
+        return _ABSENT
+    return f"{number(row['predicted_ms'], unit='ms')} ({number(row['predicted_low_ms'])} to {number(row['predicted_high_ms'])})"
+
+
+def verified_words(verified: Verified) -> str:
+    """One sentence on how far the search's ranking held."""
+    table, tau = verified.table, verified.tau
+    if not len(table):
+        return ""
+    lead = f"{len(table)} network{'s were' if len(table) > 1 else ' was'} trained in full and scored once on the test split."
+    if tau is None:
+        held = " Too few differ to say how far the short training ranks as the full one does (Kendall's tau needs four)."
+    else:
+        held = (f" Between the search's accuracy and the final one Kendall's tau is {tau.value:.2f} (90 % interval {tau.low:.2f} to "
+                f"{tau.high:.2f}, {tau.n} networks).")
+    fallen = int(table["fell_off"].sum())
+    return lead + held + (f" {fallen} of the front fell off it: another is better in both accuracy and latency." if fallen else "")
 
 
 def reason_rows(run: Run) -> list[dict[str, Any]]:
@@ -127,15 +193,33 @@ def made_rows(run: Run) -> list[tuple[str, str]]:
         ("sampler, engine", _joined(made.get("sampler"), made.get("engine"), _of(made, "workers", "worker(s)"))),
         ("rungs", _joined(*(f"{i}: {steps} steps" for i, steps in enumerate(rungs, start=1))) if isinstance(rungs, (list, tuple)) else ""),
         ("budget", _joined(made.get("budget"), f"stopped because: {made['stopped_because']}" if "stopped_because" in made else "")),
+        ("zero-cost scores", _scores_text(part(run.summary, "scores"))),
+        ("proxy truth", _truth_text(part(run.summary, "truth"))),
         ("seed", _joined(made.get("seed"))),
         ("wall time", _joined(_time(made, "wall_seconds"), _of(made, "sessions", "session(s)"))),
         ("training, measuring, waiting for a measurement",
          _joined(*(_time(made, key) for key in ("train_seconds", "measure_seconds", "wait_seconds")))),
         ("share outside all three", percent(made["overhead_share"]) if isinstance(made.get("overhead_share"), (int, float)) else ""),
         ("host", _joined(host.get("system"), _of(host, "cores", "cores"), _of(host, "memory_gb", "GB"))),
+        ("left out of the space", _joined(*(f"{k}: {v}" for k, v in part(env, "excluded").items()))),
         ("drifted since the start", _joined(*env["drift"]) if isinstance(env.get("drift"), list) else ""),
         ("versions", _joined(*(f"{k} {env[k]}" for k in ("nasvit", "python", "torch", "optuna", "timm") if k in env)))]
     return [(name, value) for name, value in lines if value]
+
+
+def _scores_text(scores: Mapping[str, Any]) -> str:
+    names = scores.get("names")
+    if not isinstance(names, list) or not names:
+        return ""
+    return _joined(*names, f"{scores.get('scored')} architectures in {duration(scores.get('seconds'))}",
+                   _of(scores, "degenerate", "degenerate"))
+
+
+def _truth_text(truth: Mapping[str, Any]) -> str:
+    if not truth.get("networks"):
+        return ""
+    return (f"{truth['networks']} networks at {truth.get('steps')} steps, {percent(truth.get('share'), digits=0)} of the search's training "
+            f"steps, {duration(truth.get('train_seconds'))}")
 
 
 def notes(run: Run) -> list[str]:
@@ -199,7 +283,7 @@ def _choice_rows(run: Run) -> list[dict[str, Any]]:
     rows = []
     for row in run.front.to_dict("records"):
         record = by_trial[row["trial"]]
-        stages = [] if record.arch is None else [
+        stages = [] if not record.has_arch else [
             {"width": s.embed_dim, "blocks": [{"keep": b.keep_ratio, "tip": _block_tip(b), "parts": [
                 {"text": mixer_text(m), "colour": mixer_colour(m.name)} for m in b.mixers]} for b in s.blocks]}
             for s in record.network().stages]
@@ -218,7 +302,7 @@ def _stage_count(run: Run) -> int:
 
 def _mixers(run: Run) -> list[tuple[str, str]]:
     members = set(run.front["trial"])
-    archs = [r.network() for r in latest(run.records).values() if r.arch is not None and r.trial in members]
+    archs = [r.network() for r in latest(run.records).values() if r.has_arch and r.trial in members]
     names = {m.name for a in archs for s in a.stages for b in s.blocks for m in b.mixers}
     return [(name, mixer_colour(name)) for name in sorted(names, key=mixer_rank)]
 

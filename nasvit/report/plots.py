@@ -1,18 +1,18 @@
 """The charts of a report, as altair charts turned into Vega-Lite specifications (plain dicts).
 
-Colours: Okabe and Ito's palette, which stays apart for colour-blind readers. A mixer has the same colour in every report.
+Colours: see `nasvit.drawing`; a mixer has the same one in every picture.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
 
+from nasvit.drawing import mixer_colour
 from nasvit.report.shorthand import mixer_rank, stage_line
 from nasvit.report.tables import Run, foreign, hypervolume_so_far, part, xy_front
 from nasvit.results.objectives import objective
@@ -21,17 +21,9 @@ from nasvit.results.record import latest
 Spec = dict[str, Any]
 ColourBy = Literal["mixer", "keep"]
 
-MIXER_COLOURS = {"window": "#0072B2", "slide": "#E69F00", "fsla": "#009E73", "catm": "#CC79A7", "global": "#D55E00",
-                 "integration": "#56B4E9"}
-_OTHER_COLOURS = ("#882255", "#8A8A23", "#44AA99", "#6E6E6E")
 INK, MUTED, GRID = "#1b2430", "#66707d", "#e7eaee"
 _FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 _LOG_FROM = 5.0  # a span larger than this is drawn on a log scale
-
-
-def mixer_colour(name: str) -> str:
-    """The mixer's own colour; one that nasvit does not ship gets its colour from its name, always the same."""
-    return MIXER_COLOURS.get(name) or _OTHER_COLOURS[zlib.crc32(name.encode()) % len(_OTHER_COLOURS)]
 
 
 def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["container"] = "container", height: int = 470) -> Spec:
@@ -41,8 +33,8 @@ def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["c
     limit, (low, high) = _limit(run, x), _y_span(run)
     ends = [run.front["ci_low_ms"], run.front["ci_high_ms"]] if x == "latency_ms" else []
     spread = pd.concat([table[x], baselines[x], rivals[x], *ends]).dropna()
-    at_x = alt.X(f"{x}:Q", title=objective(x).label, scale=_x_scale(spread), axis=_axis(x, _ticks(spread)))
-    at_y = alt.Y(f"{y}:Q", title=objective(y).label, axis=_axis(y), scale=alt.Scale(domain=[low, high], zero=False, nice=False))
+    at_x = alt.X(f"{x}:Q", title=objective(x).label, scale=scale_of(spread), axis=axis_of(x, _ticks(spread)))
+    at_y = alt.Y(f"{y}:Q", title=objective(y).label, axis=axis_of(y), scale=alt.Scale(domain=[low, high], zero=False, nice=False))
     layers: list[Any] = []
     if limit is not None and spread.min() <= limit <= 1.05 * spread.max():
         layers += _limit_layers(x)
@@ -51,7 +43,7 @@ def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["c
     layers += _trial_layers(run, at_x, at_y, colour=colour, present=sorted(set(table["main_mixer"].dropna()), key=mixer_rank))
     if len(baselines):
         layers += _baseline_layers(x, at_x, at_y)
-    spec: Spec = _styled(alt.layer(*layers).properties(width=width, height=height)).to_dict()
+    spec: Spec = styled(alt.layer(*layers).properties(width=width, height=height)).to_dict()
     spec["datasets"] = {
         "trials": _values(table), "steps": _values(xy_front(table, run.axes)[[x, y]]),
         "baselines": _values(_with_side(baselines, at=x, spread=spread)),
@@ -83,7 +75,7 @@ def hypervolume_chart(run: Run, *, width: int | Literal["container"] = "containe
         strokeDash=alt.StrokeDash("search:N", title=None, legend=legend,
                                   scale=alt.Scale(domain=kinds, range=[[1, 0], [5, 4]][:len(kinds)])),
         tooltip=[alt.Tooltip("search:N"), alt.Tooltip("evaluated:Q", title="complete trials"), alt.Tooltip("hypervolume:Q", format=".4g")])
-    spec: Spec = _styled(chart.properties(width=width, height=height)).to_dict()
+    spec: Spec = styled(chart.properties(width=width, height=height)).to_dict()
     spec["datasets"] = {"curves": _values(pd.concat(curves))}
     return spec
 
@@ -93,7 +85,7 @@ def picture(run: Run) -> Spec:
     title, subtitle = headline(run)
     if not len(run.front):
         text = alt.Chart(alt.NamedData(name="none")).mark_text(fontSize=16, color=MUTED).encode(text="text:N")
-        spec: Spec = _styled(text.properties(width=820, height=460, title=_title(title, subtitle))).to_dict()
+        spec: Spec = styled(text.properties(width=820, height=460, title=_title(title, subtitle))).to_dict()
         spec["datasets"] = {"none": [{"text": "no complete trial yet"}]}
         return spec
     spec = front_chart(run, width=820, height=460)
@@ -199,7 +191,7 @@ def _points(run: Run) -> pd.DataFrame:
     table["knee"] = table["trial"].isin(set(run.front.loc[run.front["knee"], "trial"]))
     table["interval"] = [f"{low:.3g} to {high:.3g} ms" if math.isfinite(low) else ""
                          for low, high in zip(table["ci_low_ms"], table["ci_high_ms"], strict=True)]
-    archs = {t: r.network() for t, r in latest(run.records).items() if r.arch is not None}
+    archs = {t: r.network() for t, r in latest(run.records).items() if r.has_arch}
     deepest = max((len(a.stages) for a in archs.values()), default=0)
     for s in range(deepest):
         table[f"stage{s}"] = [stage_line(archs[t], stage=s) if t in archs and s < len(archs[t].stages) else "" for t in table["trial"]]
@@ -249,7 +241,7 @@ def _values(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): plain(v) for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def _x_scale(values: pd.Series[float]) -> alt.Scale:
+def scale_of(values: pd.Series[float]) -> alt.Scale:
     low, high = float(values.min()), float(values.max())
     if low > 0 and high / low > _LOG_FROM:
         return alt.Scale(type="log", domain=[low / 1.12, high * 1.12], nice=False)
@@ -288,7 +280,7 @@ def _ticks(values: pd.Series[float]) -> list[float] | None:
     return [float(f"{s * 10.0**d:.3g}") for d in decades for s in steps if low / 1.12 <= s * 10.0**d <= high * 1.12]
 
 
-def _axis(name: str, ticks: list[float] | None = None) -> alt.Axis:
+def axis_of(name: str, ticks: list[float] | None = None) -> alt.Axis:
     extra: dict[str, Any] = {"values": ticks} if ticks else {"tickCount": 10}
     return alt.Axis(format="~%" if name == "accuracy" else "~g", **extra)
 
@@ -297,7 +289,7 @@ def _title(title: str, subtitle: str) -> alt.TitleParams:
     return alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=14, fontSize=18, subtitleFontSize=13, subtitlePadding=5)
 
 
-def _styled(chart: Any) -> Any:
+def styled(chart: Any) -> Any:
     return (chart.configure(font=_FONT, background="white", padding={"left": 6, "right": 14, "top": 8, "bottom": 6})
             .configure_view(stroke=None).configure_title(color=INK, subtitleColor=MUTED, fontWeight=600)
             .configure_axis(gridColor=GRID, domainColor="#b8bfc8", tickColor="#b8bfc8", labelColor=MUTED, titleColor=INK, labelFontSize=12,

@@ -6,59 +6,51 @@ chart data stands in blocks that no browser executes, and the page's policy name
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import jinja2
 import pandas as pd
 import vl_convert
-from markupsafe import Markup
 from tabulate import tabulate
 
-from nasvit.report.page import baseline_rows, front_rows, made_rows, notes, page, reason_rows
+from nasvit.report.devices import DEVICE_HEAD, columns, device_fronts, devices_chart, devices_section
+from nasvit.report.embed import VEGA_LITE, page_scripts
+from nasvit.report.page import (
+    baseline_rows,
+    front_rows,
+    made_rows,
+    notes,
+    page,
+    reason_rows,
+    truth_lead,
+    truth_rows,
+    verified_rows,
+    verified_words,
+)
 from nasvit.report.plots import front_chart, headline, hypervolume_chart, picture
+from nasvit.report.pruned import pruned_section
 from nasvit.report.tables import Run, load
+from nasvit.report.truth import truth_of, verdict
+from nasvit.report.verified import verify
 
-_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _KNEE = "knee"
 _FRONT_KEYS = ("accuracy", "latency", "interval", "macs", "params", "rung", "arch", "arch_id")
+_VERIFIED_KEYS = ("label", "mark", "proxy", "test", "val", "searched", "predicted", "now", "drift", "inside", "epochs")
 _BASELINE_KEYS = ("label", "accuracy", "latency", "params", "gain", "speed")
-_START = """
-const specs = JSON.parse(document.getElementById("specs").textContent);
-const drawn = new Set();
-function draw(name) {
-  if (drawn.has(name)) return;
-  drawn.add(name);
-  vegaEmbed("#" + name, specs[name], {ast: true, renderer: "svg", downloadFileName: name,
-    actions: {export: true, source: false, compiled: false, editor: false}}).catch(error => {
-      document.getElementById(name).textContent = "This chart could not be drawn: " + error.message; });
-}
-for (const button of document.querySelectorAll("button[data-chart]")) button.addEventListener("click", () => {
-  for (const other of document.querySelectorAll("button[data-chart]")) {
-    other.setAttribute("aria-pressed", String(other === button));
-    document.getElementById(other.dataset.chart).hidden = other !== button;
-  }
-  draw(button.dataset.chart);
-});
-for (const name of Object.keys(specs)) if (!document.getElementById(name).hidden) draw(name);
-"""
 
 
 def render(run_dir: Path | str) -> list[Path]:
     """Write the report of a run, finished or not, into the run directory; returns the files. Raises RunError as `load` does."""
     run = load(run_dir)
     writers: dict[str, Callable[[Path], object]] = {
+        **({"fronts.csv": lambda p: _plain_cells(device_fronts(run)).to_csv(p, index=False)} if columns(run) else {}),
         "front.csv": lambda p: _plain_cells(run.front).to_csv(p, index=False),
         "trials.parquet": lambda p: run.trials.to_parquet(p, index=False),
-        "front.png": lambda p: p.write_bytes(vl_convert.vegalite_to_png(picture(run), vl_version=_VEGA_LITE, scale=2)),
+        "front.png": lambda p: p.write_bytes(vl_convert.vegalite_to_png(picture(run), vl_version=VEGA_LITE, scale=2)),
         "report.md": lambda p: p.write_text(markdown(run), encoding="utf-8"),
         "report.html": lambda p: p.write_text(html(run), encoding="utf-8"),
     }
@@ -78,11 +70,12 @@ def html(run: Run) -> str:
     if len(run.front):
         specs = {"front-by-mixer": front_chart(run), "front-by-keep": front_chart(run, colour="keep"),
                  "hypervolume": hypervolume_chart(run)}
-    library, start = (_script(text) for text in (_bundle(), _START))
+    devices = devices_section(run)
+    if devices is not None:
+        specs["fronts"] = devices_chart(run)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "template.html").read_text(encoding="utf-8"))
-    return template.render(**page(run), specs=_data_block(specs), library=Markup(library), start=Markup(start),
-                           script_hashes=Markup(" ".join(_hash(s) for s in (library, start))))
+    return template.render(**page(run), pruned=pruned_section(run), devices=devices, **page_scripts(specs))
 
 
 def markdown(run: Run) -> str:
@@ -96,6 +89,26 @@ def markdown(run: Run) -> str:
         parts += ["## Front", _table(rows, head)]
     else:
         parts.append("**No complete trial yet**: there is no front to show.")
+    verified = verify(run)
+    truth = truth_of(run)
+    if verdict(run, truth):
+        parts += ["## Does the short training rank as a longer one", _cell(verdict(run, truth))]
+        if truth is not None:
+            rows = [[r["name"], r["tau"], r["interval"], r["networks"]] for r in truth_rows(truth)]
+            parts += [_cell(truth_lead(truth)), _table(rows, ["proxy", "tau", "90 % interval", "networks"])]
+    if len(verified.table):
+        rows = [[r[k] for k in _VERIFIED_KEYS] for r in verified_rows(verified)]
+        head = ["network", "", "in the search", "test", "validation", "latency then", "predicted", "latency now", "change",
+                "inside its interval", "epochs"]
+        parts += ["## After full training", _cell(verified_words(verified)), _table(rows, head)]
+    devices = devices_section(run)
+    if devices is not None:
+        parts += ["## The devices", _cell(devices["words"]), _table([list(row.values()) for row in devices["rows"]], list(DEVICE_HEAD))]
+    cut = pruned_section(run)
+    if cut is not None:
+        rows = [list(row.values()) for row in cut["rows"]]
+        parts += ["## Dense, pruned, and the siblings", _cell(f"{cut['words']} {cut['verdict']}"),
+                  _table(rows, ["model", "accuracy", "latency", "interval", "MACs", "params"])]
     if baselines:
         rows = [[r[k] for k in _BASELINE_KEYS] for r in baselines]
         head = ["baseline", "accuracy", "latency", "params", "front at no more latency", "front at no less accuracy"]
@@ -125,24 +138,3 @@ def _plain_cells(table: pd.DataFrame) -> pd.DataFrame:
         return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
     return table.assign(**{name: table[name].map(plain) for name in table.columns if isinstance(table[name].dtype, pd.StringDtype)})
-
-
-def _data_block(value: Any) -> Markup:
-    """JSON for a `<script type="application/json">`: no character in it can end the block."""
-    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-@cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _VEGA_LITE))
-
-
-def _script(text: str) -> str:
-    """A script as it may stand inline: its text cannot close its element, and line ends are those the browser hashes."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

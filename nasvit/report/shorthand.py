@@ -6,7 +6,9 @@ plus, the keep ratio after an at sign where tokens are left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from nasvit.arch import Arch, Block, MixerSpec, Stage
 
@@ -62,3 +64,19 @@ def mean_keep_ratio(arch: Arch) -> float:
     """Mean over all blocks; 1.0 where every token takes the slow path everywhere."""
     ratios = [b.keep_ratio for s in arch.stages for b in s.blocks]
     return sum(ratios) / len(ratios)
+
+
+def plan_facts(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table shows of a pruned model, from its Plan as a dictionary: depth, widths, text, mean keep ratio."""
+    blocks = [b for b in plan["blocks"] if b["heads"] or b["mlp_dim"]]
+    ratios = [float(b.get("keep_ratio", 1.0)) for b in plan["blocks"]]
+    shown = (("heads", "heads"), ("of", "head_dim"), ("mlp", "mlp_dim"))
+    parts = [f"{name} {_span([int(b[key]) for b in blocks if b[key]])}" for name, key in shown]
+    tokens = f" {plan['operator']}@{min(ratios):.2g}" if min(ratios) < 1 else ""
+    return {"depth": len(blocks), "widths": "-".join(map(str, plan["embed_dims"])), "mixers": " ".join(parts) + tokens,
+            "main_mixer": plan["operator"], "keep_ratio": sum(ratios) / len(ratios)}
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = (min(values), max(values)) if values else (0, 0)
+    return f"{low}" if low == high else f"{low}-{high}"

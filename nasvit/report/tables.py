@@ -18,7 +18,7 @@ import yaml
 
 from nasvit.arch import Arch
 from nasvit.errors import ArchError, ConfigError, RunError
-from nasvit.report.shorthand import arch_text, block_text, main_mixer, mean_keep_ratio
+from nasvit.report.shorthand import arch_text, block_text, main_mixer, mean_keep_ratio, plan_facts
 from nasvit.results.front import Points, hypervolume, knee, non_dominated, pareto, reference_point, to_minimised
 from nasvit.results.objectives import OBJECTIVES, objective
 from nasvit.results.record import TrialRecord, latest, read
@@ -91,7 +91,7 @@ def load(run_dir: Path | str) -> Run:
     points = _points(latest(records).values(), names)
     reference = reference_point(points) if len(points) else None
     front = pareto(records, names)
-    table = _trials(records, front, path)
+    table = _with_devices(_trials(records, front, path), records, names)
     random = load(path / "baselines" / "random") if (path / "baselines" / "random" / "records.jsonl").exists() else None
     front_table = _front(table, front, names)
     return Run(path=path, experiment=experiment, env=env, summary=summary, records=records, objectives=names, reference=reference,
@@ -164,7 +164,7 @@ def _points(records: Any, names: Sequence[str]) -> Points:
 
 
 def _network(record: TrialRecord, path: Path) -> Arch | None:
-    if record.arch is None:
+    if not record.has_arch:
         return None
     try:
         return record.network()
@@ -176,6 +176,8 @@ def _row(record: TrialRecord, *, seconds: float, on_front: bool, path: Path) -> 
     arch = _network(record, path)
     latency = record.latency or {}
     structure: dict[str, Any] = {"depth": pd.NA, "widths": None, "mixers": None, "main_mixer": None, "keep_ratio": math.nan}
+    if record.arch is not None and not record.has_arch:
+        structure |= plan_facts(record.arch)
     if arch is not None:
         structure = {"depth": sum(len(s.blocks) for s in arch.stages), "widths": "-".join(str(s.embed_dim) for s in arch.stages),
                      "mixers": arch_text(arch), "main_mixer": main_mixer(arch), "keep_ratio": mean_keep_ratio(arch)}
@@ -202,6 +204,13 @@ def _trials(records: Sequence[TrialRecord], front: Sequence[TrialRecord], path: 
     return _frame([_row(r, seconds=spent[t], on_front=t in members, path=path) for t, r in sorted(latest(records).items())])
 
 
+def _with_devices(table: pd.DataFrame, records: Sequence[TrialRecord], names: Sequence[str]) -> pd.DataFrame:
+    """The trials with one column more for each further device whose latency is an objective."""
+    by_trial = latest(records)
+    more = {n: [float(by_trial[t].objectives.get(n, math.nan)) for t in table["trial"]] for n in names if n not in OBJECTIVES}
+    return table.assign(**more)
+
+
 def _front(table: pd.DataFrame, front: Sequence[TrialRecord], names: Sequence[str]) -> pd.DataFrame:
     """The front's rows, cheapest first, with a `knee` flag in exactly one of them."""
     order = [r.trial for r in front]
@@ -215,7 +224,7 @@ def _choices(front: Sequence[TrialRecord]) -> pd.DataFrame:
     """Long frame along the front: per stage embed_dim and depth, per block mixers, keep_ratio and mlp_dim."""
     rows: list[tuple[Any, ...]] = []
     for order, record in enumerate(front):
-        if record.arch is None:
+        if not record.has_arch:
             continue
         for s, stage in enumerate(record.network().stages):
             place = (order, record.trial, record.arch_id, s)

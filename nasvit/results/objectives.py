@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nasvit.errors import ConfigError
@@ -31,7 +31,13 @@ OBJECTIVES: dict[str, Objective] = {o.name: o for o in (
 
 
 def objective(name: str) -> Objective:
-    """The objective called `name`; raises ConfigError naming the accepted ones."""
+    """The objective called `name`; `latency_ms@NAME` is the latency on another device of the search.
+
+    Raises ConfigError naming the accepted ones.
+    """
+    kind, at, device = name.partition("@")
+    if at and kind == "latency_ms" and device:
+        return replace(OBJECTIVES[kind], name=name, label=f"latency on {device} (ms)")
     if name not in OBJECTIVES:
         raise ConfigError(unknown("objective", name, sorted(OBJECTIVES)))
     return OBJECTIVES[name]
@@ -41,7 +47,7 @@ def fault(name: str, value: object) -> str | None:
     """What is wrong with a value as this metric's, in words; None where nothing is. A metric that is no objective must be finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return f"{name} must be a finite number, not {value!r}"
-    known = OBJECTIVES.get(name)
+    known = OBJECTIVES.get(name.partition("@")[0])
     if known is not None and not known.low <= value <= known.high:
         return f"{name} must lie between {known.low:g} and {known.high:g}, not {value!r}"
     return None

@@ -63,10 +63,16 @@ class TrialRecord:
             if wrong is not None:
                 raise RunError(f"trial {self.trial}: {wrong}")
 
+    @property
+    def has_arch(self) -> bool:
+        """Whether the network is described by an Arch: not for a named baseline, nor for a pruned model that a Plan describes."""
+        return self.arch is not None and "source" not in self.arch
+
     def network(self) -> Arch:
-        """The Arch of the record; raises RunError for a named baseline, which has none."""
-        if self.arch is None:
-            raise RunError(f"{self.label or self.arch_id} is a named baseline and has no Arch")
+        """The Arch of the record; raises RunError where there is none (see `has_arch`)."""
+        if self.arch is None or not self.has_arch:
+            what = "is a named baseline" if self.arch is None else "is a pruned model, described by a Plan,"
+            raise RunError(f"{self.label or self.arch_id} {what} and has no Arch")
         return Arch.from_dict(self.arch)
 
 

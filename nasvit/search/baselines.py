@@ -11,18 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from nasvit.data import DataSet
 from nasvit.devices import machine_lock
 from nasvit.errors import ConfigError
 from nasvit.proxies import short_train
-from nasvit.registry import unknown
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search.evaluate import Settings, dataset, derive_seed, device, failure, finished, gate
-from nasvit.torchvision_ops import ensure
 from nasvit.training import Recipe
+from nasvit.zoo.named import check_names, make_named
 
 
 class Submits(Protocol):
@@ -36,29 +34,15 @@ def check(names: Iterable[str]) -> None:
     wanted = [name.removeprefix("timm:") for name in names if name.startswith("timm:")]
     if not wanted:
         return
-    ensure()
-    import timm
-
-    for name in wanted:
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:20]
-            raise ConfigError("baseline: " + unknown("model of timm", name, near or timm.list_models()[:20]))
+    try:
+        check_names(wanted)
+    except ConfigError as error:
+        raise ConfigError(f"baseline: {error}") from None
 
 
 def make(name: str, *, data: DataSet, seed: int) -> nn.Module:
     """An untrained timm model for the data's channels, classes and, where the model accepts one, image size."""
-    ensure()
-    import timm
-
-    given: dict[str, Any] = {"pretrained": False, "num_classes": data.num_classes, "in_chans": data.in_channels}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            return timm.create_model(name, img_size=data.image_size, **given)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            return timm.create_model(name, **given)  # a model for any size
+    return make_named(name, image_size=data.image_size, in_channels=data.in_channels, num_classes=data.num_classes, seed=seed)
 
 
 def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nasvit
-from nasvit.devices.local import cpu_model
+from nasvit.devices.machine import cpu_model
 from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord

@@ -11,6 +11,7 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from nasvit.devices import Device, machine_lock, open_device
 from nasvit.errors import MeasurementError, NasvitError, RunError, TrainingError
 from nasvit.models.build import build
 from nasvit.proxies import Score, short_train
+from nasvit.proxies.zero_cost import ZERO_COST, ZeroCost, probe_images, score_arch
 from nasvit.results.record import TrialRecord
 from nasvit.search.objectives import judged, passed
 from nasvit.training import Recipe
@@ -35,7 +37,8 @@ from nasvit.training import Recipe
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What all jobs of a run share. rungs: cumulative steps. memory: whether peak memory is asked for. run: the run directory.
-    fingerprint: of the run's device; a worker on another one refuses to measure (empty: any)."""
+    fingerprint: of the run's device; a worker on another one refuses to measure (empty: any). others: further devices that every
+    network is measured on, by name: spec, reference_ms and fingerprint. prune: what pruning adds."""
 
     run: str
     data: str
@@ -49,11 +52,14 @@ class Settings:
     memory: bool = False
     fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    others: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+    prune: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One trial to bring to one rung. earlier: its record at the rung below, None for a new trial."""
+    """One trial to bring to one rung. earlier: its record at the rung below, None for a new trial. truth: not a trial of the search, but
+    so many steps of training to hold its proxies against (0: a trial)."""
 
     settings: Settings
     trial: int
@@ -61,6 +67,7 @@ class Job:
     rung: int = 1
     params: dict[str, Any] = field(default_factory=dict)
     earlier: TrialRecord | None = None
+    truth: int = 0
 
 
 def derive_seed(seed: int, *parts: object) -> int:
@@ -69,14 +76,23 @@ def derive_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+Step = Callable[["Job", TrialRecord], TrialRecord]
+"""From a job and its blank record to the record of what was done."""
+
+
 def evaluate(job: Job) -> TrialRecord:
-    """Bring the trial to its rung. Never raises for what happens to the network: the record then says failed, and why."""
+    """Bring the trial to its rung by training. Never raises for what happens to the network: the record then says failed, and why."""
+    return evaluated(job, first=train_truth if job.truth else prepare, further=promote)
+
+
+def evaluated(job: Job, *, first: Step, further: Step) -> TrialRecord:
+    """The record of a job: of `first` for a new trial, of `further` for a known one. What they raise makes a failed record."""
     started, clock = time.time(), time.perf_counter()
     settings = job.settings
     blank = TrialRecord(trial=job.trial, status="failed", rung=job.rung, arch=job.arch.to_dict(), arch_id=job.arch.id, params=job.params,
                         seed=derive_seed(settings.seed, job.arch.id), versions=settings.versions, started=started)
     try:
-        record = prepare(job, blank) if job.earlier is None else promote(job, blank)
+        record = first(job, blank) if job.earlier is None else further(job, blank)
     except Exception as error:  # recorded whole below: a search must outlive any single network
         record = replace(blank, **failure(error))
     seconds = {"train": 0.0, "measure": 0.0, "wait": 0.0, **record.seconds, "total": time.perf_counter() - clock}
@@ -101,7 +117,7 @@ def prepare(job: Job, blank: TrialRecord) -> TrialRecord:
     module = build(job.arch, seed=blank.seed)
     score = short_train.fit(module, dataset(settings), budget=settings.rungs[0], seed=blank.seed, recipe=Recipe.of(settings.recipe),
                             device=device(settings).torch_device, step_guard=machine_lock.training)
-    return finished(gated, score=score, checkpoint=_save(module, job))
+    return finished(gated, score=score, checkpoint=keep(module, job))
 
 
 def gate(module: nn.Module, *, shape: tuple[int, ...], settings: Settings, record: TrialRecord) -> TrialRecord:
@@ -118,24 +134,42 @@ def gate(module: nn.Module, *, shape: tuple[int, ...], settings: Settings, recor
     values = {"params_m": cost.params / 1e6, "macs_g": cost.macs / 1e9}
     seconds = {"wait": wait, "measure": counting}
     latency: dict[str, Any] | None = None
+    latencies: dict[str, Any] = {}
     target = device(settings)
-    if settings.fingerprint and target.fingerprint != settings.fingerprint:
-        raise MeasurementError(f"this worker's device has fingerprint {target.fingerprint}, the run's {settings.fingerprint}: their "
-                               "latencies cannot be compared; use workers of one kind")
+    _same_device(target, settings.fingerprint)
     reason = passed(values, settings.limits)
     if reason is None:
-        asked = time.perf_counter()
-        with machine_lock.measuring():
-            begun = time.perf_counter()
-            stats = target.measure(module, input_shape=shape)
-            latency = stats.to_dict()
-            values["latency_ms"] = float(stats.median_ms)
-            if settings.memory:
-                values["peak_memory_mb"] = float(target.peak_memory_mb(module, input_shape=shape))
-            seconds = {"wait": wait + begun - asked, "measure": counting + time.perf_counter() - begun}
-        reason = passed(judged(values, latency), settings.limits)
-    known = replace(record, objectives=values, latency=latency, seconds=seconds, fingerprint=target.fingerprint)
+        begun = time.perf_counter()
+        with target.prepared(module, input_shape=shape) as ready:
+            asked = time.perf_counter()
+            with target.alone():
+                wait += time.perf_counter() - asked
+                if settings.memory:  # first: whether the network fits the device at all
+                    values["peak_memory_mb"] = float(ready.peak_memory_mb())
+                    reason = passed(values, settings.limits)
+                if reason is None:
+                    stats = ready.measure()
+                    latency, values["latency_ms"] = stats.to_dict(), float(stats.median_ms)
+        reason = reason or passed(judged(values, latency), settings.limits)
+        for name, (spec, reference_ms, fingerprint) in settings.others.items() if reason is None else ():
+            other = _device(spec, reference_ms)
+            _same_device(other, fingerprint)
+            measured = other.measure(module, input_shape=shape)
+            latencies[name], values[f"latency_ms@{name}"] = measured.to_dict(), float(measured.median_ms)
+            reason = passed(judged(values, latency, latencies), settings.limits)
+            if reason is not None:
+                break
+        seconds = {"wait": wait, "measure": counting + time.perf_counter() - begun - (wait - seconds["wait"])}
+    details = {**record.details, "latencies": latencies} if latencies else record.details
+    known = replace(record, objectives=values, latency=latency, seconds=seconds, fingerprint=target.fingerprint, details=details)
     return replace(known, status="complete") if reason is None else replace(known, status="rejected", rung=0, reason=reason)
+
+
+def _same_device(target: Device, fingerprint: str) -> None:
+    """Raises MeasurementError for a device that is not the run's; without a fingerprint any is."""
+    if fingerprint and target.fingerprint != fingerprint:
+        raise MeasurementError(f"this worker's device has fingerprint {target.fingerprint}, the run's {fingerprint}: their "
+                               "latencies cannot be compared; use workers of one kind")
 
 
 def promote(job: Job, blank: TrialRecord) -> TrialRecord:
@@ -152,8 +186,32 @@ def promote(job: Job, blank: TrialRecord) -> TrialRecord:
     score = short_train.fit(module, dataset(settings), budget=steps - before, seed=derive_seed(settings.seed, job.arch.id, job.rung),
                             recipe=Recipe.of(settings.recipe), device=device(settings).torch_device, step_guard=machine_lock.training,
                             steps_before=before)
-    known = replace(blank, status="complete", objectives=earlier.objectives, latency=earlier.latency, fingerprint=earlier.fingerprint)
-    return finished(known, score=score, checkpoint=_save(module, job))
+    known = replace(blank, status="complete", objectives=earlier.objectives, latency=earlier.latency, fingerprint=earlier.fingerprint,
+                    details={key: value for key, value in earlier.details.items() if key == "latencies"})
+    return finished(known, score=score, checkpoint=keep(module, job))
+
+
+def train_truth(job: Job, blank: TrialRecord) -> TrialRecord:
+    """A known network trained anew, longer than at any rung and in one cycle, with all its zero-cost scores in the details."""
+    settings, seed = job.settings, derive_seed(job.settings.seed, job.arch.id, "truth")
+    with machine_lock.training():
+        try:
+            found = scored(job.arch, ZERO_COST.names(), settings=settings)
+            scores: dict[str, Any] = {"scores": found.values, "scores_seconds": found.seconds}
+        except MeasurementError as error:
+            scores = {"scores": {}, "scores_reason": str(error)}
+    score = short_train.fit(build(job.arch, seed=seed), dataset(settings), budget=job.truth, seed=seed, recipe=Recipe.of(settings.recipe),
+                            device=device(settings).torch_device, step_guard=machine_lock.training)
+    return finished(replace(blank, status="complete", seed=seed, details=scores), score=score, checkpoint=None)
+
+
+def scored(arch: Arch, names: Sequence[str], *, settings: Settings) -> ZeroCost:
+    """Zero-cost scores with the run's data and seed; the network's weights are those that its trial begins with.
+
+    Raises MeasurementError where one is not finite.
+    """
+    images, labels = probe_images(dataset(settings), seed=settings.seed)
+    return score_arch(arch, images=images, labels=labels, seed=derive_seed(settings.seed, arch.id), names=names)
 
 
 def finished(record: TrialRecord, *, score: Score, checkpoint: str | None) -> TrialRecord:
@@ -165,7 +223,7 @@ def finished(record: TrialRecord, *, score: Score, checkpoint: str | None) -> Tr
                    seconds={**record.seconds, "train": score.seconds}, details={**record.details, **score.details})
 
 
-def _save(module: nn.Module, job: Job) -> str:
+def keep(module: nn.Module, job: Job) -> str:
     """Write the weights under a temporary name, then rename. Returns the path relative to the run directory."""
     relative = f"checkpoints/{job.arch.id}-r{job.rung}.safetensors"
     path = Path(job.settings.run) / relative
@@ -199,7 +257,7 @@ def _dataset(spec: str, seed: int, image_size: tuple[int, int]) -> DataSet:
     return load(spec, seed=seed, image_size=image_size)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _device(spec: str, reference_ms: float) -> Device:
     torch.set_num_threads(1)  # workers stand beside each other: more threads make every one of them slower
     return open_device(spec, threads=1, reference_ms=reference_ms)

@@ -11,15 +11,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from nasvit.arch import Arch
 from nasvit.engines import OverLimitError
+from nasvit.errors import DeviceLostError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append
-from nasvit.search.evaluate import Job, Settings, failure
+from nasvit.search import plateau
+from nasvit.search.evaluate import Job, Settings, derive_seed, failure
 from nasvit.search.progress import Progress, counts, snapshot
 from nasvit.search.rungs import at_rung, promotable, unfinished
+from nasvit.search.screen import Screen
 from nasvit.search.study import Proposal, Proposer, Space
+from nasvit.search.zero_cost import Scores
 
 FIRST_FAILURES = 5
 """So many failures before anything succeeded, and the search stops with their reason."""
@@ -51,13 +56,19 @@ class Loop:
 
     def __init__(self, experiment: Experiment, *, settings: Settings, space: Space, engine: Submits, path: Path,
                  evaluate: Callable[[Job], TrialRecord], records: Sequence[TrialRecord] = (),
-                 on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None) -> None:
+                 on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None,
+                 network: Callable[[TrialRecord], Any] = TrialRecord.network, scores: Scores | None = None,
+                 screen: Screen | None = None) -> None:
         self.experiment, self.settings, self.engine, self.path = experiment, settings, engine, path
-        self.evaluate, self.progress, self.on_record = evaluate, progress, on_record
+        self.evaluate, self.progress, self.on_record, self.network = evaluate, progress, on_record, network
         self.records = list(records)
         self.before = counts(self.records)
+        self.screen = Screen(limits=experiment.limits) if screen is None else screen
+        predict = self.screen.medians if self.screen.profiled else None  # before the records: a resumed search guesses as it did
         self.proposer = Proposer(space, sampler=experiment.sampler, seed=experiment.seed, objectives=experiment.objectives,
-                                 limits=experiment.limits, records=self.records)
+                                 limits=experiment.limits, records=self.records, scores=scores, predict=predict)
+        for known in self.records:
+            self.screen.observe(known)
         self.flights: dict[Future[TrialRecord], Flight] = {}
         self.queue: deque[Flight] = deque()  # promotions: they go before new trials
         # one job more than there are workers, so that none waits while the sampler thinks; alone, a worker is the driver itself
@@ -66,6 +77,8 @@ class Loop:
         self.started = time.monotonic()
         self.stopped: str | None = None  # no new trials
         self.halted = False  # no promotions either
+        self.lost: str | None = None  # why the device is asked no more
+        self.looked = 0  # how many were evaluated when the end was last thought of
 
     @property
     def elapsed_s(self) -> float:
@@ -112,7 +125,9 @@ class Loop:
                 return
             job = Job(settings=self.settings, trial=self.next_trial, arch=proposal.arch, params=proposal.params)
             self.next_trial += 1
-            self._fly(Flight(job=job, proposal=proposal))
+            flight = Flight(job=job, proposal=proposal)
+            if not self._screened(flight):
+                self._fly(flight)
             self._check_ends()  # the inline engine has finished it by now
 
     def _check_ends(self) -> None:
@@ -121,10 +136,39 @@ class Loop:
             self.stopped, self.halted = "minutes", True
         elif done.failed - self.before.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0:
             self.stopped, self.halted = f"the first {done.failed} trials failed, the last because: {failed[0].reason}", True
+        elif self.lost is not None:  # what is measured already still rises
+            self.stopped = f"the device is gone: {self.lost}"
         elif done.rejected - self.before.rejected > PATIENCE * budget:
             self.stopped = f"the limits leave too little: {done.rejected} trials rejected, {done.evaluated} evaluated"
         elif done.failed - self.before.failed > PATIENCE * budget:
             self.stopped = f"{done.failed} trials failed, {done.evaluated} evaluated"
+        elif self.stopped is None and self.experiment.stop == "plateau":
+            self.stopped = self._plateau(done.evaluated)
+
+    def _plateau(self, evaluated: int) -> str | None:
+        """Why going on is not worth it, where it is not: by what the sampler expects, or by what the last trials added."""
+        budget = self.experiment.budget
+        if evaluated >= budget or not plateau.due(evaluated, budget=budget, looked=self.looked):
+            return None
+        self.looked, trials = evaluated, plateau.stretch(budget)
+        expected = self.proposer.expected_gain(proposals=trials)
+        gain = plateau.observed_gain(self.records, self.experiment.objectives, last=trials) if expected is None else expected
+        if gain is None or gain >= plateau.LEAST_GAIN:
+            return None
+        return plateau.reason(gain, expected=expected is not None, trials=trials)
+
+    def _screened(self, flight: Flight) -> bool:
+        """Whether the network is turned away for its predicted latency; it then has its record, and the sampler knows."""
+        job, begun = flight.job, time.perf_counter()
+        judged = self.screen.judge(job.arch) if isinstance(job.arch, Arch) else None
+        if judged is None:
+            return False
+        reason, predicted = judged
+        self._take(flight, TrialRecord(
+            trial=job.trial, status="rejected", rung=0, arch=job.arch.to_dict(), arch_id=job.arch.id, params=job.params, reason=reason,
+            seed=derive_seed(self.settings.seed, job.arch.id), versions=self.settings.versions, started=time.time(),
+            seconds={"train": 0.0, "measure": 0.0, "wait": 0.0, "total": time.perf_counter() - begun}, details={"predicted": predicted}))
+        return True
 
     def _fly(self, flight: Flight) -> None:
         self.flights[self.engine.submit(self.evaluate, flight.job)] = flight
@@ -142,9 +186,16 @@ class Loop:
             job = flight.job
             record = replace(TrialRecord(trial=job.trial, status="failed", rung=job.rung, arch=job.arch.to_dict(), arch_id=job.arch.id,
                                          params=job.params, versions=job.settings.versions, started=time.time()), **failure(error))
+        self._take(flight, record)
+
+    def _take(self, flight: Flight, record: TrialRecord) -> None:
+        """Write the record, learn from it, judge it."""
         record = self.on_record(record)
         append(self.path, record)
         self.records.append(record)
+        self.screen.observe(record)
+        if (record.reason or "").startswith(DeviceLostError.__name__):
+            self.lost = record.reason
         if flight.job.earlier is not None and record.checkpoint and flight.job.earlier.checkpoint:
             # only now: until the higher rung is on record, a resumed search goes on from the lower one's weights
             (Path(self.settings.run) / flight.job.earlier.checkpoint).unlink(missing_ok=True)
@@ -163,7 +214,7 @@ class Loop:
         self.proposer.tell(flight.proposal, earlier if record.status != "complete" and earlier is not None else record)
 
     def _next_rung(self, record: TrialRecord) -> Job:
-        return Job(settings=self.settings, trial=record.trial, arch=record.network(), rung=record.rung + 1, params=record.params,
+        return Job(settings=self.settings, trial=record.trial, arch=self.network(record), rung=record.rung + 1, params=record.params,
                    earlier=record)
 
     def _enqueue_unfinished(self) -> bool:

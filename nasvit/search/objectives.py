@@ -12,17 +12,24 @@ ORDER = ("params_m", "macs_g", "peak_memory_mb", "latency_ms")
 """The order in which limits are checked, cheap before dear."""
 
 
-def judged(values: Mapping[str, float], latency: Mapping[str, Any] | None) -> dict[str, float]:
+def judged(values: Mapping[str, float], latency: Mapping[str, Any] | None, others: Mapping[str, Any] | None = None) -> dict[str, float]:
     """The values that limits are held against: latency by the upper end of its interval, so that what is accepted is under
-    the limit when it is measured again, too."""
-    return {**values, "latency_ms": float(latency["ci_high_ms"])} if latency is not None else dict(values)
+    the limit when it is measured again, too. others: latencies on further devices, by the device's name."""
+    upper = {f"latency_ms@{name}": float(stats["ci_high_ms"]) for name, stats in (others or {}).items()}
+    return {**values, **({"latency_ms": float(latency["ci_high_ms"])} if latency is not None else {}), **upper}
+
+
+def known_of(record: TrialRecord) -> dict[str, float]:
+    """`judged` of a record; of latencies that were only predicted, the lower end of the interval."""
+    predicted = {name: float(one["low_ms"]) for name, one in record.details.get("predicted", {}).items()}
+    return {**predicted, **judged(record.objectives, record.latency, record.details.get("latencies"))}
 
 
 def passed(values: Mapping[str, float], limits: Mapping[str, float]) -> str | None:
     """The reason of a rejection, naming the first limit that a known value passes, or None."""
-    for name in ORDER:
-        if name in limits and name in values and values[name] > limits[name]:
-            what = f"{name}, by the upper end of its interval," if name == "latency_ms" else name
+    for name in sorted(limits, key=lambda n: (ORDER.index(n.partition("@")[0]), n)):
+        if name in values and values[name] > limits[name]:
+            what = f"{name}, by the upper end of its interval," if name.startswith("latency_ms") else name
             return f"{what} {values[name]:.4g} is over the limit {limits[name]:.4g}"
     return None
 

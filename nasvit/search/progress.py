@@ -17,7 +17,7 @@ class Snapshot:
     per_rung: complete results at rung 1, 2, ... best: (latency band such as "<= 0.5 ms", best accuracy in it), fastest first.
     hypervolume: of the front, against the worst values seen so far. front: (latency_ms, accuracy), fastest first.
     elapsed_s: of this session. eta_s: None while nothing is known. last: the record that came last.
-    stopped_because: None while the search goes on.
+    stopped_because: None while the search goes on. notes: what the user must know of the space.
     """
 
     budget: int
@@ -33,6 +33,7 @@ class Snapshot:
     eta_s: float | None
     last: TrialRecord | None = None
     stopped_because: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 Progress = Callable[[Snapshot], None]

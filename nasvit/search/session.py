@@ -11,15 +11,18 @@ from typing import Any
 from nasvit.data import DataSet, describe, load
 from nasvit.devices import open_device
 from nasvit.engines import ENGINES, JobLimits, make_engine
-from nasvit.errors import RunError
+from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment, default_rungs
 from nasvit.models.space_check import check_space
 from nasvit.results.record import TrialRecord, read
-from nasvit.search import baselines, directory
+from nasvit.search import baselines, directory, truth, zero_cost
 from nasvit.search.evaluate import Job, Settings, evaluate
 from nasvit.search.loop import Loop
 from nasvit.search.progress import Progress, Snapshot
+from nasvit.search.restriction import restricted, told
 from nasvit.search.samplers import make_sampler
+from nasvit.search.screen import make_screen
+from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 from nasvit.training import Recipe
 
@@ -31,14 +34,18 @@ SUMMARY_EVERY = 5.0
 class Bound:
     """An experiment with its space bound to its data and its device calibrated; nothing in it is left to choose.
 
-    drifted: what differs from earlier sessions.
+    drifted: what differs from earlier sessions. network: from a record to what its trial was built from. observe: hears every record.
+    notes: what the user must know of the space.
     """
 
-    space: SearchSpace
+    space: Any
     settings: Settings
     env: dict[str, Any]
     experiment: Experiment
     drifted: tuple[str, ...] = ()
+    network: Callable[[TrialRecord], Any] = TrialRecord.network
+    observe: Callable[[TrialRecord], object] = lambda record: None
+    notes: tuple[str, ...] = ()
 
 
 def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift: bool = False, progress: Progress | None = None,
@@ -59,11 +66,12 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
         directory.write(out / "experiment.yaml", experiment.to_yaml())
         directory.write(out / "space.yaml", bound.space.to_yaml())
         directory.write_json(out / "env.json", bound.env)
-        summary = _search(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress)
+        summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress)
     if str(summary["stopped_because"]).startswith("the first "):
         raise RunError(f"{summary['stopped_because']}; nothing can be searched until this is mended")
     if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines:
-        twin = experiment.model_copy(update={"sampler": "random", "baselines": ()})
+        plain: dict[str, Any] = {"sampler": "random", "baselines": (), "stop": "budget", "scores": (), "truth": 0.0}
+        twin = experiment.model_copy(update=plain | ({"budget": summary["evaluated"]} if experiment.stop == "plateau" else {}))
         place = out / "baselines" / "random"
         other = run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=progress, evaluate=evaluate,
                     reference_ms=bound.settings.reference_ms)
@@ -78,6 +86,10 @@ def check(experiment: Experiment) -> None:
     ENGINES[experiment.engine]
     Recipe.of(experiment.recipe)
     baselines.check(experiment.baselines)
+    zero_cost.check(experiment.scores)
+    if experiment.scores and experiment.sampler != "surrogate":
+        raise ConfigError(f"scores are learned from by the sampler surrogate alone, not by {experiment.sampler}; choose it, or leave "
+                          "scores empty")
 
 
 def job_limits(experiment: Experiment) -> JobLimits:
@@ -112,10 +124,14 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     if scale is None:
         device.calibrate()
     else:
-        device = open_device(experiment.device, threads=1, reference_ms=scale)
+        device.reference_ms = scale
     env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
            "reference_ms": device.reference_ms, "data": _about(data, kind=info.kind),
            "space": {"name": space.name, "size": space.size()}, "sessions": int(before.get("sessions", 0)) + 1}
+    space, env["excluded"] = restricted(space, device=device, found=before.get("excluded"))
+    env["space"]["size"] = space.size()
+    device.close()  # the workers have their own
+    others, space = _others(experiment, space, before=before, env=env)
     drifted = list(before.get("drift", []))
     if before:
         found = directory.drift(before, env, old=Experiment.load(out / "experiment.yaml"), new=experiment,
@@ -129,8 +145,37 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=natural, seed=experiment.seed, rungs=experiment.rungs or (), recipe=dict(experiment.recipe),
                         limits=dict(experiment.limits), versions=directory.versions(),
-                        fingerprint=device.fingerprint, memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
-    return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted))
+                        fingerprint=device.fingerprint, others=others,
+                        memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
+    return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted),
+                 notes=told(env["excluded"]))
+
+
+def _others(experiment: Experiment, space: SearchSpace, *, before: dict[str, Any],
+            env: dict[str, Any]) -> tuple[dict[str, tuple[str, float, str]], SearchSpace]:
+    """The further devices, opened and calibrated: spec, scale and fingerprint by name; and the space without what one of them cannot
+    take. `env["devices"]` describes them.
+
+    Raises RunError where a resumed run had another device under a name.
+    """
+    found: dict[str, tuple[str, float, str]] = {}
+    known, about = before.get("devices", {}), {}
+    for name, spec in experiment.others.items():
+        device = open_device(spec, threads=1)
+        if name in known and known[name]["fingerprint"] != device.fingerprint:
+            raise RunError(f"the device {name!r} is not the one that the run began with (fingerprint {known[name]['fingerprint']}, now "
+                           f"{device.fingerprint}); resume where it is, or choose another --out")
+        device.reference_ms = float(known[name]["reference_ms"]) if name in known else device.calibrate()
+        about[name] = {**device.describe(), "fingerprint": device.fingerprint, "reference_ms": device.reference_ms, "spec": spec}
+        found[name] = (spec, device.reference_ms, device.fingerprint)
+        if not before:  # what was left out then is left out already
+            space, more = restricted(space, device=device)
+            env["excluded"] |= more
+            env["space"]["size"] = space.size()
+        device.close()
+    if about:
+        env["devices"] = about
+    return found, space
 
 
 def _about(data: DataSet, *, kind: str) -> dict[str, Any]:
@@ -138,39 +183,63 @@ def _about(data: DataSet, *, kind: str) -> dict[str, Any]:
             "classes": data.num_classes, "image_size": list(data.image_size)}
 
 
-def _search(experiment: Experiment, bound: Bound, *, out: Path, records: list[TrialRecord], evaluate: Callable[[Job], TrialRecord],
-            progress: Progress | None) -> dict[str, Any]:
+def _without_truth(experiment: Experiment) -> Experiment:
+    """What the loop sees: of the minutes, those that the truth's trainings leave."""
+    if experiment.minutes is None:
+        return experiment
+    return experiment.model_copy(update={"minutes": experiment.minutes / (1 + experiment.truth)})
+
+
+def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: list[TrialRecord], evaluate: Callable[[Job], TrialRecord],
+                 progress: Progress | None) -> dict[str, Any]:
+    """The loop and the named baselines of a bound experiment; returns the summary."""
     started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
-    written = started
+    written, latest = started, None
+    learned = Scores(experiment.scores, settings=bound.settings) if experiment.scores else None
+    searching = _without_truth(experiment)
 
     def mark(record: TrialRecord) -> TrialRecord:
+        bound.observe(record)
         return replace(record, details={**record.details, "drift": list(bound.drifted)}) if bound.drifted else record
 
     def write_summary(stopped_because: str) -> dict[str, Any]:
         figures = directory.summary(loop.records, experiment, stopped_because=stopped_because, sessions=bound.env["sessions"],
                                     wall_seconds=earlier + time.monotonic() - started)
+        figures |= {"scores": learned.summary()} if learned is not None else {}
         directory.write_json(out / "summary.json", figures)
         return figures
 
+    def told_of_truth(text: str) -> None:
+        if progress is not None and latest is not None:
+            progress(replace(latest, notes=(*bound.notes, text), stopped_because=None))
+
     def watch(snapshot: Snapshot) -> None:
-        nonlocal written
+        nonlocal written, latest
+        latest = snapshot
         if time.monotonic() - written > SUMMARY_EVERY:
             written = time.monotonic()
             write_summary("still searching, or killed")
         if progress is not None:
-            progress(snapshot)
+            progress(replace(snapshot, notes=bound.notes))
 
     place = {"address": experiment.ray_address, "gpus": experiment.gpus_per_worker} if experiment.engine == "ray" else {}
     engine = make_engine(experiment.engine, workers=experiment.workers, limits=job_limits(experiment), **place)
     cancel = True  # whatever ends this early does not wait for what is running
     try:
-        loop = Loop(experiment, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,
-                    evaluate=evaluate, records=records, on_record=mark, progress=watch)
+        loop = Loop(searching, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,
+                    evaluate=evaluate, records=records, on_record=mark, progress=watch, network=bound.network, scores=learned,
+                    screen=make_screen(experiment, settings=bound.settings))
         stopped = loop.run()
         summary = write_summary(stopped)
         cancel = stopped == "interrupted"
         if not cancel:
             try:
+                if experiment.truth and loop.lost is None:
+                    left = None if experiment.minutes is None else 60 * experiment.minutes - (time.monotonic() - started)
+                    summary["truth"] = truth.run_truth(
+                        loop.records, settings=bound.settings, names=experiment.objectives, share=experiment.truth, engine=engine,
+                        path=out / truth.FILE, evaluate=evaluate, seconds=left, told=told_of_truth)
+                    directory.write_json(out / "summary.json", summary)
                 baselines.run_timm(experiment.baselines, settings=bound.settings, engine=engine, path=out / "baselines.jsonl")
             except KeyboardInterrupt:
                 cancel, summary = True, {**summary, "stopped_because": "interrupted"}

@@ -21,10 +21,11 @@ from nasvit.arch import Arch
 from nasvit.errors import ArchError, RunError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
-from nasvit.search.domain import ArchDomain
-from nasvit.search.objectives import excess, judged, told
+from nasvit.search.domain import ArchDomain, Costs
+from nasvit.search.objectives import excess, known_of, told
 from nasvit.search.samplers import make_sampler
-from nasvit.search.surrogate import RUNG
+from nasvit.search.surrogate import INITIAL, RUNG, SurrogateSampler
+from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 
 NEIGHBOURS = 30
@@ -56,18 +57,19 @@ class Proposer:
     """Asks and tells. `seen` maps every proposed arch id to its record, or to None while it is being evaluated."""
 
     def __init__(self, space: Space, *, sampler: str, seed: int, objectives: Sequence[str], limits: Mapping[str, float],
-                 records: Sequence[TrialRecord] = ()) -> None:
+                 records: Sequence[TrialRecord] = (), scores: Scores | None = None, predict: Costs | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space = space
         self.objectives = tuple(objectives)
         self.limits = dict(limits)
+        self.scores, self._turned_down = scores, 0
         self.seen: dict[str, TrialRecord | None] = {}
         known = sorted(latest(records).values(), key=lambda r: r.trial)
         # moved on by what was finished, so that a resumed search does not propose its beginning again
         shift = seed + len(known)
         self.rng = random.Random(shift)
         self._open: dict[int, optuna.Trial] = {}
-        domain = ArchDomain(space) if isinstance(space, SearchSpace) else None
+        domain = ArchDomain(space, objectives=self.objectives, scores=scores, predict=predict) if isinstance(space, SearchSpace) else None
         directions = [objective(name).direction for name in self.objectives]
         self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32, domain=domain))
         for record in known:
@@ -85,7 +87,7 @@ class Proposer:
         except ArchError:  # a combination the space could not rule out
             self.study.tell(trial, state=TrialState.FAIL)
             return self._draw()
-        if arch.id not in self.seen:
+        if arch.id not in self.seen and not self._dead(arch):
             return self._take(trial, arch)
         self.study.tell(trial, state=TrialState.FAIL)
         return self._neighbour(trial.params) or self._draw()
@@ -94,6 +96,19 @@ class Proposer:
         """Once for each proposal, when its trial has stopped rising."""
         self.seen[proposal.arch.id] = record
         self._tell(self._open.pop(proposal.number), record)
+
+    def expected_gain(self, *, proposals: int) -> float | None:
+        """The share of the front's hypervolume that the next proposals are expected to add; None where the sampler has no model of it."""
+        sampler = self.study.sampler
+        return sampler.expected_gain(self.study, proposals=proposals) if isinstance(sampler, SurrogateSampler) else None
+
+    def _dead(self, arch: Arch) -> bool:
+        """Whether a first, random draw is not worth a trial: its zero-cost scores are degenerate. Never a ranking; and where nearly all
+        draws are dead, what is wrong is not the draw: after so many as there are first trials no more are turned down."""
+        if self.scores is None or len(self.seen) >= INITIAL or self._turned_down >= INITIAL or not self.scores.degenerate(arch):
+            return False
+        self._turned_down += 1
+        return True
 
     def _take(self, trial: optuna.Trial, arch: Arch) -> Proposal:
         self.seen[arch.id] = None
@@ -125,7 +140,7 @@ class Proposer:
             arch = make()
         except ArchError:
             return None
-        if arch.id in self.seen:
+        if arch.id in self.seen or self._dead(arch):
             return None
         self.study.enqueue_trial(dict(self.space.arch_parameters(arch)))
         trial = self._ask()
@@ -147,7 +162,7 @@ class Proposer:
         self.study.tell(trial, self._values(record))
 
     def _excess(self, record: TrialRecord) -> float:
-        return excess(judged(record.objectives, record.latency), self.limits)
+        return excess(known_of(record), self.limits)
 
     def _values(self, record: TrialRecord) -> list[float]:
         return told(record, self.objectives, limits=self.limits, seen=[r for r in self.seen.values() if r is not None])

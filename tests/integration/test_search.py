@@ -41,10 +41,10 @@ def experiment(**values: Any) -> Experiment:
                          "rungs": (2, 4), **values})
 
 
-def begin(out: Path, log: Path) -> subprocess.Popen[bytes]:
+def begin(out: Path, log: Path, **values: Any) -> subprocess.Popen[bytes]:
     """A search in a process group of its own, as a shell would start it."""
     code = (f"from pathlib import Path; from tests.integration import test_search as t\n"
-            f"if __name__ == '__main__': print(t.run(t.experiment(), out=Path({str(out)!r}), evaluate=t.quick_evaluate))")
+            f"if __name__ == '__main__': print(t.run(t.experiment(**{values!r}), out=Path({str(out)!r}), evaluate=t.quick_evaluate))")
     script = log.with_suffix(".py")
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -52,10 +52,10 @@ def begin(out: Path, log: Path) -> subprocess.Popen[bytes]:
                             start_new_session=True)
 
 
-def wait_for_records(process: subprocess.Popen[bytes], out: Path, log: Path, *, number: int) -> None:
+def wait_for_records(process: subprocess.Popen[bytes], out: Path, log: Path, *, number: int, name: str = "records.jsonl") -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
-        if (out / "records.jsonl").exists() and (out / "records.jsonl").read_bytes().count(b"\n") >= number:
+        if (out / name).exists() and (out / name).read_bytes().count(b"\n") >= number:
             return
         time.sleep(0.02)
     process.kill()
@@ -77,6 +77,23 @@ def test_a_search_killed_in_the_middle_resumes_without_losing_a_trial_and_ends_a
     assert summary["evaluated"] == BUDGET == counts(after).evaluated == len({r.arch_id for r in after})
     assert (summary["stopped_because"], summary["sessions"]) == ("budget", 2)
     assert {r.rung for r in pareto(after, ["accuracy", "latency_ms"])} == {2}
+
+
+@pytest.mark.slow
+def test_a_search_killed_in_its_truth_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    out, log, values = tmp_path / "run", tmp_path / "log", {"budget": 12, "truth": 2.0}
+    process = begin(out, log, **values)
+    wait_for_records(process, out, log, number=2, name="truth.jsonl")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    records, before = read(out / "records.jsonl"), read(out / "truth.jsonl")
+    summary = run(experiment(**values), out=out, resume=True, evaluate=quick_evaluate)
+    after = read(out / "truth.jsonl")
+    assert read(out / "records.jsonl") == records and after[: len(before)] == before and len(after) > len(before)
+    assert summary["truth"]["networks"] == len(after) == len({r.arch_id for r in after})
+    assert all(r.details["truth_steps"] == 8 and r.rung == 3 for r in after)
+    again = run(experiment(**values), out=out, resume=True, evaluate=quick_evaluate)
+    assert read(out / "truth.jsonl") == after and again["truth"] == summary["truth"]
 
 
 @pytest.mark.slow

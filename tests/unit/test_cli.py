@@ -11,6 +11,7 @@ import typer
 
 from nasvit import cli
 from nasvit.arch import Arch
+from nasvit.commands import terminal
 from nasvit.errors import NasvitError
 
 
@@ -67,7 +68,7 @@ def test_flags_override_the_experiment_file_and_the_run_is_rendered(tmp_path: Pa
         return {"evaluated": 3, "stopped_because": "budget"}
 
     monkeypatch.setattr("nasvit.search.run", run)
-    monkeypatch.setattr(cli, "_render", lambda place: seen.update(rendered=place))
+    monkeypatch.setattr(cli, "render", lambda place: seen.update(rendered=place))
     file, out = tmp_path / "e.yaml", tmp_path / "run"
     file.write_text("space: catm_only\nbudget: 7\nseed: 5\nlimits: {params_m: 2}\n")
     argv = ["search", str(file), "--budget", "9", "--max-latency", "8ms", "--max-macs", "300M", "--baseline", "random", "--out", str(out)]
@@ -102,11 +103,11 @@ def test_resume_takes_the_experiment_of_the_run(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_new_run_gets_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "RUNS", tmp_path)
-    assert cli._fresh("a") == tmp_path / "a"
+    monkeypatch.setattr(terminal, "RUNS", tmp_path)
+    assert terminal.fresh("a") == tmp_path / "a"
     (tmp_path / "a").mkdir()
     (tmp_path / "a-2").mkdir()
-    assert cli._fresh("a") == tmp_path / "a-3"
+    assert terminal.fresh("a") == tmp_path / "a-3"
 
 
 def test_an_arch_file_is_read_as_json_and_yaml(tmp_path: Path, tiny_arch: Arch) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,23 @@ class Clock:
     torch_device, fingerprint = "cpu", "0123456789ab"
 
     def __init__(self, fault: Exception | None = None) -> None:
-        self.fault, self.measured = fault, 0
+        self.fault, self.measured, self.peak_mb = fault, 0, 10.0
 
-    def measure(self, network: nn.Module, *, input_shape: tuple[int, ...]) -> Stats:
+    @contextmanager
+    def prepared(self, network: nn.Module, *, input_shape: tuple[int, ...]) -> Iterator[Clock]:
+        yield self
+
+    def alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def measure(self) -> Stats:
         self.measured += 1
         if self.fault is not None:
             raise self.fault
         return Stats()
+
+    def peak_memory_mb(self) -> float:
+        return self.peak_mb
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def job(path: Path, *, earlier: TrialRecord | None = None, rung: int = 1, **values: Any) -> Job:
     common = settings(path, Experiment(space="small", **values))
     return Job(settings=common, trial=7, arch=arch(), rung=rung, params={"a": 1}, earlier=earlier)
+
+
+def test_a_limit_on_memory_stops_a_network_before_it_is_timed(tmp_path: Path, clock: Clock) -> None:
+    wanted = job(tmp_path, limits={"peak_memory_mb": 9.0})
+    record = evaluate(replace(wanted, settings=replace(wanted.settings, memory=True)))
+    assert (record.status, record.rung, clock.measured) == ("rejected", 0, 0)
+    assert record.objectives["peak_memory_mb"] == 10.0 and "peak_memory_mb" in str(record.reason)
 
 
 def test_a_new_trial_is_counted_measured_trained_and_kept(tmp_path: Path, clock: Clock) -> None:

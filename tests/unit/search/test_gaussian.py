@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nasvit.search.gaussian import GaussianProcess, _loss
+from nasvit.search.gaussian import GaussianProcess, Watch, _loss
 
 
 def data(n: int, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -16,8 +16,8 @@ def test_the_gradient_is_the_losss() -> None:
     x, y = data(20)
     squares = ((x[:, None] - x[None]) ** 2).transpose(2, 0, 1)
     theta, z = np.linspace(-1, 0.5, 8), (y - y.mean()) / y.std()
-    numeric = [(_loss(theta + step, squares, z, 0.4)[0] - _loss(theta - step, squares, z, 0.4)[0]) / 2e-6 for step in 1e-6 * np.eye(8)]
-    assert _loss(theta, squares, z, 0.4)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-4)
+    numeric = [(_loss(theta + step, squares, z)[0] - _loss(theta - step, squares, z)[0]) / 2e-6 for step in 1e-6 * np.eye(8)]
+    assert _loss(theta, squares, z)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-4)
 
 
 def test_it_predicts_what_it_has_not_seen_and_knows_how_well() -> None:
@@ -47,3 +47,37 @@ def test_equal_values_are_no_trouble() -> None:
     process = GaussianProcess()
     process.fit(x, np.full(10, 7.0))
     assert process.predict(x)[0] == pytest.approx(7.0)
+
+
+def test_columns_of_a_group_share_their_length() -> None:
+    x, y = data(80)
+    process = GaussianProcess(groups=(0, 1, 1, 2, 2, 2))
+    process.fit(x, y)
+    assert process.theta is not None and len(process.theta) == 3 + 2
+    assert process.theta[2] > process.theta[0]  # the columns that say nothing are far from mattering
+
+
+def test_a_watch_predicts_what_the_process_does_row_by_row_and_after_a_refit() -> None:
+    x, y = data(90)
+    process, query = GaussianProcess(), data(50, seed=1)[0]
+    watch = Watch(query)
+    process.fit(x[:40], y[:40])
+    for n in (40, 41, 60):
+        process.fit(x[:n], y[:n], steps=0)
+        for mine, its in zip(watch.predict(process), process.predict(query), strict=True):
+            assert mine == pytest.approx(its, rel=2e-3, abs=2e-3)
+    process.fit(x[10:], y[10:], steps=5)  # other data, other lengths
+    given = data(4, seed=2)[0]
+    for mine, its in zip(watch.predict(process, given=given), process.predict(query, given=given), strict=True):
+        assert mine == pytest.approx(its, rel=5e-3, abs=5e-3)
+
+
+def test_points_that_will_be_known_take_doubt_away_around_them() -> None:
+    x, y = data(40)
+    process = GaussianProcess()
+    process.fit(x, y)
+    query = data(20, seed=3)[0]
+    mean, deviation = process.predict(query)
+    same, less = process.predict(query, given=query[:5])
+    assert same == pytest.approx(mean) and np.all(less <= deviation + 1e-9)
+    assert less[:5].max() < 0.5 * deviation[:5].min() + 4 * process.noise
