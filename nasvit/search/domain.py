@@ -1,7 +1,7 @@
 """What a model-based sampler can know of a search space beyond names and values: drawing, completing, features, known objectives.
 
-`LearnedDomain` knows only what a study's own trials show, so it serves any study of categorical and ordinal parameters;
-`ArchDomain` knows a SearchSpace, its encoding, and about what an architecture costs.
+`LearnedDomain` knows only what a study's own trials show, so it serves any study of categorical, ordinal and numeric parameters;
+`ArchDomain` knows a SearchSpace, its encoding, and what an architecture costs.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
+from nasvit.arch import Arch
 from nasvit.errors import ArchError
 from nasvit.models.estimate import estimate
 from nasvit.space import SearchSpace
+from nasvit.space.memory import Configuration, StageMemory
 
 Params = Mapping[str, Any]
 Known = Callable[[Params], Mapping[int, float]]
+Costs = Callable[[Arch], Mapping[str, float]]
 
 
 class Domain(Protocol):
@@ -36,21 +39,34 @@ class Domain(Protocol):
     def neighbours(self, name: str, value: Any) -> Sequence[Any]:
         """Other values of a parameter: the next ones where values are ordered, all others where they are not."""
 
+    def everything(self, most: int) -> Sequence[Params] | None:
+        """Every configuration, if they are known and no more than `most`."""
+
     def features(self, params: Params) -> Sequence[float]:
         """Numbers of about unit range, always as many."""
 
+    def groups(self) -> Sequence[int]:
+        """For each feature the number (0, 1, ..) of what it describes together with others: a parameter, a tally."""
+
     def known(self, params: Params) -> Mapping[int, float]:
         """Objectives known without a trial, by index, in the study's units."""
+
+    def guess(self, params: Params) -> Mapping[int, float]:
+        """Objectives known about, as by a predictor: positive, by index, in the study's units, the same ones for every configuration."""
+
+    def scores(self, params: Params) -> Mapping[str, float]:
+        """Scores that cost something to compute, by name: asked for trials and for short lists alone."""
 
 
 class LearnedDomain:
     """A domain learned from a study's trials: names, values, and on which value of which other parameter a name hangs.
 
-    `known`: what the caller knows of objectives.
+    `known`: what the caller knows of objectives exactly, `guess`: about. Parameters with the same values, as the operations of
+    several edges, also count together: how often each value was taken.
     """
 
-    def __init__(self, known: Known | None = None) -> None:
-        self._known = known
+    def __init__(self, known: Known | None = None, *, guess: Known | None = None) -> None:
+        self._known, self._guess = known, guess
         self._seen = 0
         self._order: dict[str, BaseDistribution] = {}  # in the order of asking, as far as trials agree
         self._configurations: list[Params] = []
@@ -58,6 +74,8 @@ class LearnedDomain:
         self._values: dict[str, tuple[Any, ...]] = {}
         self._ordered: set[str] = set()
         self._columns: list[tuple[str, Any]] = []
+        self._tallies: list[tuple[list[str], tuple[Any, ...]]] = []  # names of the same values, and these
+        self.learned = 0  # grows with the names and with what they hang on
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in what the trials since the last call asked."""
@@ -70,6 +88,7 @@ class LearnedDomain:
         for trial in new:
             self._order |= {n: d for n, d in trial.distributions.items() if n not in self._order}
             self._configurations.append(trial.params)
+        before = self._conditions
         if new:
             self._conditions = {name: _condition(name, self._configurations) for name in self._order}
         if len(self._order) > names:
@@ -77,6 +96,8 @@ class LearnedDomain:
             self._ordered = {name for name, d in self._order.items() if not isinstance(d, CategoricalDistribution)}
             self._columns = [column for name in sorted(self._order)
                              for column in _columns(name, self._values[name], categories=name not in self._ordered)]
+            self._tallies = _tallies(self._values)
+        self.learned += self._conditions != before
 
     def sample(self, rng: random.Random) -> Params | None:
         return self.complete({}, rng)
@@ -90,35 +111,81 @@ class LearnedDomain:
             for name in ready or waiting:
                 condition = self._conditions[name]
                 if condition is None or whole.get(condition[0]) in condition[1]:
-                    whole[name] = params[name] if name in params else rng.choice(self._values[name])
+                    whole[name] = params[name] if name in params else self._drawn(name, rng)
             waiting = [n for n in waiting if n not in ready] if ready else []
         return whole or None
 
+    def _drawn(self, name: str, rng: random.Random) -> Any:
+        """Any value of a range, not only those that `values_of` keeps."""
+        distribution = self._order[name]
+        return at_share(distribution, rng.random()) if _thinned(distribution) else rng.choice(self._values[name])
+
     def neighbours(self, name: str, value: Any) -> Sequence[Any]:
-        return _next_to(value, self._values[name], steps=name in self._ordered)
+        distribution = self._order[name]
+        if not _thinned(distribution):
+            return _next_to(value, self._values[name], steps=name in self._ordered)
+        here = share_of(distribution, value)
+        near = [at_share(distribution, min(max(here + step, 0.0), 1.0)) for step in (-1 / 15, -1 / 60, 1 / 60, 1 / 15)]
+        return [v for v in dict.fromkeys(near) if v != value]
+
+    def everything(self, most: int) -> Sequence[Params] | None:
+        """Where no name hangs on another and no range was thinned out."""
+        if not self._order or any(c is not None for c in self._conditions.values()) or any(_thinned(d) for d in self._order.values()):
+            return None
+        if math.prod(len(values) for values in self._values.values()) > most:
+            return None
+        names = list(self._values)
+        return [dict(zip(names, values, strict=True)) for values in product(*self._values.values())]
 
     def features(self, params: Params) -> Sequence[float]:
-        return [_cell(params, self._values[name], name, value) for name, value in self._columns]
+        cells = [share_of(self._order[name], params[name]) if name in self._ordered and name in params
+                 else _cell(params, self._values[name], name, value) for name, value in self._columns]
+        for names, values in self._tallies:
+            taken = [params[name] for name in names if name in params]
+            cells += [sum(value == v for v in taken) / len(names) for value in values]
+        return cells
+
+    def groups(self) -> Sequence[int]:
+        """A parameter's categories together; their ranks, which may mean nothing, one group for all parameters; each tally."""
+        of = [("" if value is None and name not in self._ordered else name, value is None) for name, value in self._columns]
+        places = {group: number for number, group in enumerate(dict.fromkeys(of))}
+        numbers = [places[group] for group in of]
+        return numbers + [len(places) + t for t, (_, values) in enumerate(self._tallies) for _ in values]
 
     def known(self, params: Params) -> Mapping[int, float]:
         return self._known(params) if self._known is not None else {}
+
+    def guess(self, params: Params) -> Mapping[int, float]:
+        return self._guess(params) if self._guess is not None else {}
+
+    def scores(self, params: Params) -> Mapping[str, float]:
+        return {}
 
 
 class ArchDomain:
     """A SearchSpace: features are its encoding with the logarithms of estimated MACs and parameters.
 
-    Nothing is known exactly: an estimate that is one percent low would make every candidate an improvement of one percent. A model
-    of MACs, parameters or latency on these features is nearly certain by itself.
+    objectives: the study's, by name, in order. costs: those known exactly (a table's latency); predict: those known about (a latency
+    predictor's, in the objective's unit); scores: zero-cost scores by name. Any of them may name more than the study has.
+    macs_g and params_m are always known about: an estimate that is one percent low, taken for exact, would make every
+    candidate an improvement of one percent.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
-        self._features = lru_cache(maxsize=20_000)(self._encode)
+    def __init__(self, space: SearchSpace, *, objectives: Sequence[str] = (), costs: Costs | None = None, predict: Costs | None = None,
+                 scores: Costs | None = None) -> None:
+        self.space, self.objectives = space, tuple(objectives)
+        self._costs, self._predict, self._scores_of = costs, predict, scores
+        self._stages = StageMemory(space)
+        self._made: dict[frozenset[tuple[str, Any]], Configuration] = {}  # lately: completing a configuration makes its Arch
+        self._estimate = lru_cache(maxsize=16)(estimate)  # asked twice of each Arch, as a guess and as a feature
+        self._scores = lru_cache(maxsize=5_000)(self._score)
 
-    def _encode(self, items: frozenset[tuple[str, Any]]) -> tuple[float, ...]:
-        arch = self.space.from_parameters(dict(items))
-        macs, params = estimate(arch)
-        return (*self.space.encode(arch), math.log10(macs) / 3, math.log10(params) / 3)
+    def _configuration(self, params: Params) -> Configuration:
+        made = self._made.get(frozenset(params.items()))
+        return self._stages.complete(params) if made is None else made
+
+    def _score(self, items: frozenset[tuple[str, Any]]) -> Mapping[str, float]:
+        return dict(self._scores_of(self._configuration(dict(items)).arch)) if self._scores_of is not None else {}
 
     def sample(self, rng: random.Random) -> Params | None:
         return self._whole(rng, {})
@@ -129,7 +196,11 @@ class ArchDomain:
     def _whole(self, rng: random.Random, params: Params) -> Params | None:
         for _ in range(10):
             try:
-                return self.space.arch_parameters(self.space.from_parameters(dict(params), rng=rng))
+                made = self._stages.complete(params, rng=rng)
+                if len(self._made) >= 2_000:
+                    self._made.clear()
+                self._made[frozenset(made.choices.items())] = made
+                return made.choices
             except ArchError:  # a combination the space could not rule out
                 continue
         return None
@@ -138,11 +209,36 @@ class ArchDomain:
         values = self.space.values_of(name)
         return _next_to(value, values, steps=ordered(values))
 
+    def everything(self, most: int) -> Sequence[Params] | None:
+        """Where the space is small: an Arch takes some tenths of a millisecond to complete and encode."""
+        if self.space.size() > min(most, 1000):
+            return None
+        return [self.space.arch_parameters(arch) for arch in self.space.enumerate()]
+
     def features(self, params: Params) -> Sequence[float]:
-        return self._features(frozenset(params.items()))
+        made = self._configuration(params)
+        macs, count = self._estimate(made.arch)
+        return (*made.code, math.log10(macs) / 3, math.log10(count) / 3)
+
+    def groups(self) -> Sequence[int]:
+        return range(len(self.space.encoding_names()) + 2)
 
     def known(self, params: Params) -> Mapping[int, float]:
-        return {}
+        return self._by_index(self._costs(self._configuration(params).arch)) if self._costs is not None else {}
+
+    def guess(self, params: Params) -> Mapping[int, float]:
+        if not self.objectives:
+            return {}
+        exact, arch = self.known(params), self._configuration(params).arch
+        macs, count = self._estimate(arch)
+        about = {"macs_g": macs / 1e9, "params_m": count / 1e6, **(self._predict(arch) if self._predict is not None else {})}
+        return {j: value for j, value in self._by_index(about).items() if j not in exact}
+
+    def scores(self, params: Params) -> Mapping[str, float]:
+        return self._scores(frozenset(params.items()))
+
+    def _by_index(self, values: Mapping[str, float]) -> dict[int, float]:
+        return {self.objectives.index(name): float(value) for name, value in values.items() if name in self.objectives}
 
 
 def _condition(name: str, configurations: Sequence[Params]) -> tuple[str, frozenset[Any]] | None:
@@ -165,6 +261,43 @@ def _condition(name: str, configurations: Sequence[Params]) -> tuple[str, frozen
         return None
     best = max(found, key=lambda parent: (parent.split(".")[0] == name.split(".")[0], -len(found[parent])))
     return best, found[best]
+
+
+def _tallies(values: Mapping[str, tuple[Any, ...]], *, least: int = 3) -> list[tuple[list[str], tuple[Any, ...]]]:
+    """The sets of at least `least` names that have the same two or more values, at most 8."""
+    same: dict[tuple[Any, ...], list[str]] = {}
+    for name in sorted(values):
+        same.setdefault(tuple((type(v), v) for v in values[name]), []).append(name)
+    return [(names, values[names[0]]) for names in same.values() if len(names) >= least and 2 <= len(values[names[0]]) <= 8]
+
+
+def share_of(distribution: BaseDistribution, value: Any) -> float:
+    """Where a number lies in its range, from 0 to 1; in a logarithmic range by its logarithm."""
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high, here = (math.log(v) if distribution.log else float(v) for v in (distribution.low, distribution.high, value))
+    return (here - low) / (high - low) if high > low else 0.0
+
+
+def at_share(distribution: BaseDistribution, share: float) -> Any:
+    """The value of a range nearest to this share of it."""
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high = (math.log(v) if distribution.log else float(v) for v in (distribution.low, distribution.high))
+    value = low + (high - low) * share
+    value = min(max(math.exp(value) if distribution.log else value, distribution.low), distribution.high)
+    if distribution.step is not None:
+        value = distribution.low + distribution.step * round((value - distribution.low) / distribution.step)
+        value = value if value <= distribution.high else value - distribution.step
+    return int(value) if isinstance(distribution, IntDistribution) else value
+
+
+def _thinned(distribution: BaseDistribution) -> bool:
+    """Whether `values_of` leaves some values out."""
+    if isinstance(distribution, CategoricalDistribution):
+        return False
+    if isinstance(distribution, IntDistribution):
+        return len(range(distribution.low, distribution.high + 1, distribution.step)) > len(values_of(distribution))
+    assert isinstance(distribution, FloatDistribution)
+    return distribution.step is None or round((distribution.high - distribution.low) / distribution.step) + 1 > len(values_of(distribution))
 
 
 def values_of(distribution: BaseDistribution, *, most: int = 16) -> tuple[Any, ...]:

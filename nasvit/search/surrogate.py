@@ -1,18 +1,18 @@
-"""nasvit's own sampler: a Gaussian process on what training alone can tell, everything else computed, candidates bred from the front.
+"""nasvit's own sampler: a Gaussian process on what training alone can tell, everything else computed, one proposal at a time the one
+that is expected to add most hypervolume.
 
-An Optuna sampler for any number of objectives. Objectives that the domain knows (MACs, parameters, a table's latency) are
-computed for every candidate; the others are modelled, each by its own Gaussian process. Candidates are the front's and its
-neighbours' children (stage-wise crossover, mutations of one step) and fresh draws; the one with the largest expected hypervolume
-improvement is proposed. Trials that still run count as done with what is predicted of them.
+An Optuna sampler for any number of objectives. Objectives that the domain knows (a table's latency) are computed for every
+candidate; those known about (a latency predictor's) are modelled as a multiple of what is guessed; the others are modelled. Where the
+space is small every configuration is a candidate, else they are bred from the front (`candidates`). Trials that still run count
+as done with what is predicted of them.
 
 Conditional spaces are whole configurations here: a proposal is planned before the trial asks its first parameter.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,52 +23,50 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from scipy.special import ndtr, ndtri
 
 from nasvit.results.front import non_dominated, ranks
-from nasvit.search.domain import Domain, LearnedDomain
+from nasvit.search.acquisition import Judge, Modelled, believed, useful_quality, which_is_quality
+from nasvit.search.candidates import Batch, Inputs, Key, around, bred, fresh, key
+from nasvit.search.domain import Domain, LearnedDomain, Params
 from nasvit.search.gaussian import GaussianProcess
-from nasvit.search.improvement import expected_improvement, free_boxes
+from nasvit.search.telling import Columns, telling
+from nasvit.search.warp import warp_for
 
 Array = NDArray[np.float64]
-Params = Mapping[str, Any]
 
 RUNG = "rung"
 """A trial's user attribute: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any. None: the highest."""
-INITIAL = 16
-"""Trials drawn to cover the space before the model is asked."""
+INITIAL = 10
+"""Trials spread over the space before the model is asked."""
 FEW = 4
 """With fewer trials within the limits, the next is the one most likely to keep them."""
-EXPLORE = 0.15
+EXPLORE = 0.05
 """Share of the later proposals that are drawn at random."""
-BOLD = 3.0
-"""Half of the proposals are chosen with deviations this many times the model's: a model is surest where it has never been."""
-BRED, FRESH = 100, 50
-"""Candidates of a proposal."""
-CLIMBERS, CLIMBS = 6, 3
-"""So many of the best candidates have all their neighbours looked at, so often in a row."""
-AROUND = 24
-"""Neighbours of one candidate that are looked at."""
-PARENTS = 24
-DRAWS = 16
-"""Quantiles or draws that stand for the prediction of a modelled objective."""
+WHOLE = 20_000
+"""A space of no more configurations is listed whole."""
+BRED, FRESH = 30, 10
+"""New candidates of a proposal in any other space, beside the survivors; five times as many while there are none."""
+SURVIVORS = 300
+"""So many of the best candidates of a proposal are candidates of the next."""
+CLIMBERS, CLIMBS = 3, 2
+"""So many of the best candidates have neighbours looked at, so often in a row."""
 REFIT = 0.06
 """The lengths of a model are fitted anew when its data have grown by this share."""
-MARGIN = 0.1
-"""The reference point lies this share of the front's range behind its worst values."""
+SCORED = 8
+"""So many of the best candidates are given their zero-cost scores, where there are any, and are compared again."""
+FAR = 24
+"""Of so many drawn configurations, or a fourth of them in each class of cost, the one farthest from all trials is an initial one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the finished trials say. x: (n, d) features; y: (n, m) minimised, by `signs` (m,); rung: (n,) share of the highest;
-    params: of each; tried: (t, d) features of these and of the rejected; excess: (t,) constraint, above 0 where a limit is passed."""
+    """What the finished trials say. done: those with values, in the order they came; y: (n, m) minimised; rung: (n,) share of the
+    highest; tried: these and the rejected; excess: (t,) their constraint, above 0 where a limit is passed."""
 
-    x: Array
+    done: Batch
     y: Array
-    signs: Array
     rung: Array
-    params: list[Params]
-    tried: Array
+    tried: Batch
     excess: Array
 
 
@@ -84,8 +82,14 @@ class SurrogateSampler(BaseSampler):
         self.numbers = np.random.default_rng(seed)
         self.domain = domain or LearnedDomain()
         self.initial = initial
-        self._plans: dict[int, dict[str, Any]] = {}
+        self._strata = self.rng.sample(range(initial), initial)
+        self._plans: dict[int, Params] = {}
         self._models: dict[int, tuple[GaussianProcess, int]] = {}  # objective -> model, and how many points its lengths were fitted on
+        self._inputs: Inputs | None = None
+        self._whole: Batch | None = None  # every configuration, where they are few
+        self._places: dict[Key, int] = {}
+        self._survivors: dict[Key, Params] = {}
+        self._known_of = -1  # what the domain had learned when the inputs were made
 
     # ---- Optuna's side ----------------------------------------------------------------------------------------------------
 
@@ -102,7 +106,7 @@ class SurrogateSampler(BaseSampler):
         if not trial.system_attrs.get("fixed_params"):  # an enqueued trial has its plan
             plan = self.propose(study)
             if plan is not None:
-                self._plans[trial.number] = dict(plan)
+                self._plans[trial.number] = plan
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """The planned value, or a random one where the plan says nothing that fits."""
@@ -121,215 +125,233 @@ class SurrogateSampler(BaseSampler):
     def propose(self, study: Study) -> Params | None:
         """The next configuration, never one that the study has; None while nothing is known of the space."""
         trials = study.get_trials(deepcopy=False)
+        inputs = self._understand(study, trials)
+        if inputs is None:
+            return None
+        keys = [key(t.params) for t in trials]
+        seen = {k for k in keys if k} | {key(plan) for plan in self._plans.values()}
+        evidence = _evidence(trials, keys, inputs)
+        if len(evidence.tried) < self.initial:
+            begun = [t.params for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
+            return self._spread(inputs.batch(begun), seen)
+        if self.rng.random() < EXPLORE:
+            return next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
+        if len(evidence.done) < FEW:
+            return self._allowed(evidence, seen)
+        running = inputs.batch([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
+        chosen = self._best(evidence, running, seen) or next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
+        return chosen
+
+    def _understand(self, study: Study, trials: Sequence[FrozenTrial]) -> Inputs | None:
+        """What models are given, made anew when the domain has learned of further parameters; None while it knows none."""
+        learned = 0
         if isinstance(self.domain, LearnedDomain):
             self.domain.learn(trials)
-        seen = {_key(t.params) for t in trials if t.params} | {_key(plan) for plan in self._plans.values()}
-        evidence = self._evidence(study, trials)
-        early = len(evidence.tried) < self.initial
-        if early or self.rng.random() < EXPLORE:
-            return self._spread(evidence, seen, early=early)
-        if len(evidence.x) < FEW:
-            return self._allowed(evidence, seen)
-        running = [t.params for t in trials if t.state == TrialState.RUNNING and t.params]
-        return self._best(evidence, running, seen) or self._spread(evidence, seen, early=False)
+            learned = self.domain.learned
+            if not learned:
+                return None
+        if self._inputs is None or learned != self._known_of:
+            self._inputs, self._known_of = Inputs(domain=self.domain, signs=_signs(study), rng=random.Random(self.rng.random())), learned
+            self._models.clear()
+            self._survivors.clear()
+            everything = self.domain.everything(WHOLE)
+            self._whole = None if everything is None else self._inputs.batch(everything).watched()
+            self._places = {} if everything is None else {key(p): i for i, p in enumerate(everything)}
+        return self._inputs
 
-    def _evidence(self, study: Study, trials: Sequence[FrozenTrial]) -> Evidence:
-        signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in study.directions])
-        tried = [t for t in trials if t.state == TrialState.COMPLETE and t.params and np.all(np.isfinite(t.values))]
-        done = [t for t in tried if t.user_attrs.get(RUNG) != 0 and max(t.constraints.values(), default=0.0) <= 0]
-        top = max((int(t.user_attrs.get(RUNG, 1)) for t in done), default=1)
-        return Evidence(
-            x=self.inputs([t.params for t in done]), signs=signs,
-            y=np.array([t.values for t in done], dtype=float).reshape(len(done), len(signs)) * signs,
-            rung=np.array([int(t.user_attrs.get(RUNG, top)) / top for t in done]), params=[t.params for t in done],
-            tried=self.inputs([t.params for t in tried]), excess=np.array([max(t.constraints.values(), default=-1.0) for t in tried]))
-
-    def _spread(self, evidence: Evidence, seen: set[Any], *, early: bool) -> Params | None:
-        """A fresh configuration: at random; early on every second time the one of several draws that lies farthest from all others (the
-        farthest are rarely small, so not every time)."""
-        far = early and len(evidence.tried) % 2 == 1
-        drawn = self._fresh(32 if far else 1, seen)
-        if not drawn or not far:
-            return drawn[0] if drawn else None
-        x = self.inputs(drawn)
-        gaps = ((x[:, None, :] - evidence.tried[None, :, :]) ** 2).sum(-1).min(axis=1)
-        return drawn[int(gaps.argmax())]
-
-    def _allowed(self, evidence: Evidence, seen: set[Any]) -> Params | None:
-        """The fresh configuration that passes the limits least: hardly any has kept them so far."""
-        drawn = self._fresh(FRESH, seen)
+    def _spread(self, begun: Batch, seen: set[Key]) -> Params | None:
+        """A fresh configuration that covers the space: from each class of cost one, far from what was tried; where nothing is known of
+        costs, every second one is drawn blindly (the farthest are rarely small)."""
+        assert self._inputs is not None
+        drawn = fresh(self.domain, FAR * max(self.initial // 4, 1), seen=seen, rng=self.rng)
         if not drawn:
             return None
-        passing = self.model(-1, evidence.tried, np.arcsinh(4 * evidence.excess)).predict(self.inputs(drawn))[0]
+        batch = self._inputs.batch(drawn)
+        costs = np.where(np.isnan(batch.known), batch.guess, batch.known)
+        there = ~np.isnan(costs).any(axis=0)
+        turn = len(begun)
+        if there.any():
+            order = np.argsort(costs[:, np.flatnonzero(there)[0]], kind="stable")
+            place = self._strata[turn % self.initial]
+            low, high = (len(order) * (place + k) // self.initial for k in (0, 1))
+            batch = batch.part(order[low : max(high, low + 1)])
+        elif turn % 2 == 0:
+            return drawn[0]
+        else:
+            batch = batch.part(np.arange(min(FAR, len(batch))))
+        if not turn:
+            return batch.params[0]
+        gaps = ((batch.x[:, None, :] - begun.x[None, :, :]) ** 2).sum(-1).min(axis=1)
+        return batch.params[int(gaps.argmax())]
+
+    def _allowed(self, evidence: Evidence, seen: set[Key]) -> Params | None:
+        """The fresh configuration that passes the limits least: hardly any has kept them so far."""
+        assert self._inputs is not None
+        drawn = fresh(self.domain, FRESH, seen=seen, rng=self.rng)
+        if not drawn:
+            return None
+        passing = self._model(-1, evidence.tried.x, _strain(evidence)).predict(self._inputs.batch(drawn).x)[0]
         return drawn[int(passing.argmin())]
 
-    def _fresh(self, count: int, seen: set[Any]) -> list[Params]:
-        found: dict[Any, Params] = {}
-        for _ in range(4 * count + 20):
-            params = self.domain.sample(self.rng)
-            if params is None or len(found) >= count:
-                break
-            if _key(params) not in seen:
-                found[_key(params)] = params
-        return list(found.values())
+    def judge(self, evidence: Evidence, running: Batch) -> Judge:
+        """Models of all that is not known, and where improvement counts."""
+        m = evidence.y.shape[1]
+        unknown = [j for j in range(m) if np.isnan(evidence.done.known[:, j]).any()]
+        quality = which_is_quality(_of_signs(self._inputs), unknown)
+        modelled = {}
+        for j in unknown:
+            y, guess = evidence.y[:, j], evidence.done.guess[:, j]
+            warp = warp_for(y, guess, quality=j == quality)
+            modelled[j] = Modelled(process=self._model(j, evidence.done.x, warp.forward(y, guess)), warp=warp)
+        limits = self._model(-1, evidence.tried.x, _strain(evidence)) if (evidence.excess > 0).any() else None
+        points = believed(evidence.y, evidence.rung, evidence.done, modelled, quality)
+        seen = np.where(evidence.rung[:, None] < 1, points, evidence.y)  # whether a cheap trial was worth it is a matter of record
+        useful = np.inf if quality is None or m == 1 else useful_quality(
+            seen[:, quality], non_dominated(seen), first=max(FEW, self.initial), chance=self.rng.random())
+        return Judge(points=points, modelled=modelled, quality=quality, limits=limits, useful=useful, running=running, rng=self.numbers)
 
-    def _best(self, evidence: Evidence, running: Sequence[Params], seen: set[Any]) -> Params | None:
-        judge = _Judge(self, evidence, running)
-        pool = {_key(p): p for p in (*self._bred(evidence, seen), *self._fresh(FRESH, seen))}
-        if not pool:
+    def _best(self, evidence: Evidence, running: Batch, seen: set[Key]) -> Params | None:
+        assert self._inputs is not None
+        judge = self.judge(evidence, running)
+        if self._whole is not None:
+            judge.aim(self._whole)
+            open_ = np.ones(len(self._whole), dtype=bool)
+            open_[[self._places[k] for k in seen if k in self._places]] = False
+            batch = self._whole.part(judge.shortlist(self._whole, open_=open_))
+            gains = judge(batch)
+        else:
+            candidates, gains = self._climbed(judge, evidence, seen)
+            batch = self._inputs.batch(candidates)
+        if not len(batch):
             return None
+        best = np.argsort(-gains, kind="stable")[:SCORED]
+        second = self._second(judge, evidence, running, batch.part(best))
+        return batch.params[int(best[0 if second is None else second.argmax()])]
+
+    def _second(self, judge: Judge, evidence: Evidence, running: Batch, batch: Batch) -> Array | None:
+        """What the candidates are worth by a model that is given their zero-cost scores too; None without scores that say something."""
+        q = judge.quality
+        if q is None or not self.domain.scores(batch.params[0]):
+            return None
+        assert self._inputs is not None
+        rows = [self.domain.scores(p) for p in evidence.done.params]
+        columns = Columns.of(rows)
+        costs = evidence.done.x[:, self._inputs.costs]
+        chosen = telling(columns(rows), judge.points[: len(rows), q], costs)
+        if not chosen:
+            return None
+
+        def scored(part: Batch) -> Batch:
+            return part.beside(columns([self.domain.scores(p) for p in part.params])[:, chosen])
+
+        warp, x = judge.modelled[q].warp, scored(evidence.done).x
+        first = max(self._inputs.groups) + 1
+        process = GaussianProcess(groups=[*self._inputs.groups, *range(first, first + len(chosen))])
+        start = judge.modelled[q].process.theta
+        assert start is not None
+        process.theta = np.concatenate([start[:-2], np.full(len(chosen), start[:-2].mean()), start[-2:]])
+        process.fit(x, warp.forward(evidence.y[:, q], evidence.done.guess[:, q]), steps=6)
+        return judge.with_quality(process, running=scored(running))(scored(batch))
+
+    def _climbed(self, judge: Judge, evidence: Evidence, seen: set[Key]) -> tuple[list[Params], Array]:
+        """Bred and fresh candidates and what is uphill from the best of them by single changes, with what each is worth."""
+        assert self._inputs is not None
+        parents = [evidence.done.params[i] for i in np.argsort(ranks(judge.points[: len(evidence.y)]), kind="stable")]
+        drawn = fresh(self.domain, FRESH if self._survivors else 5 * FRESH, seen=seen, rng=self.rng)
+        pool = {k: p for k, p in self._survivors.items() if k not in seen} | {key(p): p for p in (*self._bred(parents, seen), *drawn)}
+        if not pool:
+            return [], np.empty(0)
         candidates = list(pool.values())
-        scores = judge(candidates)
-        for _ in range(CLIMBS):  # uphill from the best ones, by single changes
-            order = np.argsort(-scores)[:CLIMBERS]
-            near = {}
-            for i in order:
-                for params in self._around(candidates[i]):
-                    key = _key(params)
-                    if key not in pool and key not in seen:
-                        near[key] = params
+        batch = self._inputs.batch(candidates, keys=list(pool))
+        judge.aim(batch)
+        scores = judge(batch)
+        for _ in range(CLIMBS):
+            near = {key(p): p for i in np.argsort(-scores)[:CLIMBERS] for p in self._around(candidates[i])}
+            near = {k: p for k, p in near.items() if k not in pool and k not in seen}
             if not near:
                 break
             pool |= near
-            more = judge(list(near.values()))
-            best_before = scores.max()
-            candidates, scores = candidates + list(near.values()), np.concatenate([scores, more])
-            if more.max() <= best_before:
+            before = scores.max()
+            scores = np.concatenate([scores, judge(self._inputs.batch(list(near.values()), keys=list(near)))])
+            candidates += near.values()
+            if scores.max() <= before:
                 break
-        return candidates[int(scores.argmax())]
+        keys = list(pool)  # in the candidates' order
+        self._survivors = {keys[i]: candidates[i] for i in np.argsort(-scores, kind="stable")[:SURVIVORS]}
+        return candidates, scores
+
+    def _bred(self, parents: Sequence[Params], seen: set[Key]) -> list[Params]:
+        return bred(self.domain, parents, BRED if self._survivors else 5 * BRED, seen=seen, rng=self.rng)
 
     def _around(self, params: Params) -> list[Params]:
-        """Every configuration one change away; of very many a sample."""
-        changes = [(name, value) for name, old in params.items() for value in self.domain.neighbours(name, old)]
-        changes = changes if len(changes) <= AROUND else self.rng.sample(changes, AROUND)
-        made = (self.domain.complete({**params, name: value}, self.rng) for name, value in changes)
-        return [p for p in made if p is not None]
+        return around(self.domain, params, rng=self.rng)
 
-    def _bred(self, evidence: Evidence, seen: set[Any]) -> list[Params]:
-        """Children of the best: stage-wise crossover, then a few mutations by one step."""
-        parents = [evidence.params[i] for i in np.argsort(ranks(evidence.y), kind="stable")[:PARENTS]]
-        children: dict[Any, Params] = {}
-        for _ in range(2 * BRED):
-            if len(children) >= BRED:
-                break
-            child = dict(self.rng.choice(parents))
-            if self.rng.random() < 0.5:
-                other = self.rng.choice(parents)
-                groups = sorted({_stage(n) for n in (*child, *other)})
-                taken = {g for g in groups if self.rng.random() < 0.5}
-                child = {n: v for n, v in child.items() if _stage(n) not in taken} | {n: v for n, v in other.items() if _stage(n) in taken}
-            for _ in range(self.rng.choice((0, 1, 1, 2, 3))):
-                name = self.rng.choice(sorted(child))
-                options = self.domain.neighbours(name, child[name])
-                if options:
-                    child[name] = self.rng.choice(list(options))
-            whole = self.domain.complete(child, self.rng)
-            if whole is not None and _key(whole) not in seen:
-                children[_key(whole)] = whole
-        return list(children.values())
+    def expected_gain(self, study: Study, *, proposals: int) -> float | None:
+        """The hypervolume that the next `proposals` are expected to add, as a share of the front's; None before the models are asked.
 
-    def inputs(self, configurations: Sequence[Params]) -> Array:
-        """(n, d): the domain's features, and the logarithms of the objectives it knows."""
-        rows = []
-        for params in configurations:
-            known = self.domain.known(params)
-            rows.append([*self.domain.features(params), *(math.asinh(100 * known[j]) / 4 for j in sorted(known))])
-        return np.array(rows, dtype=float)
+        Each is taken for evaluated, as it is predicted, before the next one is chosen.
+        """
+        trials = study.get_trials(deepcopy=False)
+        inputs = self._understand(study, trials)
+        keys = [key(t.params) for t in trials]
+        evidence = None if inputs is None else _evidence(trials, keys, inputs)
+        if inputs is None or evidence is None or len(evidence.tried) < self.initial or len(evidence.done) < FEW:
+            return None
+        seen = {k for k in keys if k}
+        judge = self.judge(evidence, inputs.batch([]))
+        if self._whole is not None:
+            judge.aim(self._whole)
+            open_ = np.array([k not in seen for k in self._places])
+            batch = self._whole.part(judge.shortlist(self._whole, open_=open_))
+        else:
+            batch = inputs.batch(self._climbed(judge, evidence, seen)[0])
+        assert judge.goal is not None
+        before, gained = judge.goal.volume, 0.0
+        for _ in range(min(proposals, len(batch))):
+            scores = judge(batch)
+            best = int(scores.argmax())
+            gained += float(scores[best])
+            judge.believe(batch.part(np.array([best])))
+            batch = batch.part(np.delete(np.arange(len(batch)), best))
+        return gained / before if before > 0 else None
 
-    def model(self, objective: int, x: Array, y: Array) -> GaussianProcess:
+    def _model(self, objective: int, x: Array, y: Array) -> GaussianProcess:
         """The process of an objective (-1: of the constraints), conditioned on the data; lengths fitted anew only now and then."""
-        process, fitted = self._models.get(objective, (GaussianProcess(), 0))
-        again = len(y) >= fitted * (1 + REFIT) or process.theta is None or len(process.theta) != x.shape[1] + 2
+        assert self._inputs is not None
+        process, fitted = self._models.get(objective, (GaussianProcess(groups=self._inputs.groups), 0))
+        again = len(y) >= fitted * (1 + REFIT) or process.theta is None
         process.fit(x, y, steps=12 if again else 0)
         self._models[objective] = (process, len(y) if again else fitted)
         return process
 
 
-class _Scale:
-    """From a minimised objective to what is modelled: its logarithm where values are positive and span a factor of 4. A `score`
-    (an objective to maximise) has its bad end cut at as far behind the middle as the good end lies before it, because how bad the
-    worst are says nothing about the front; of a cost nothing is cut, or the dearest would seem cheaper than they are."""
-
-    def __init__(self, y: Array, *, score: bool) -> None:
-        self.log = bool(y.min() > 0 and y.max() > 4 * y.min())
-        low, middle = np.quantile(np.log(y) if self.log else y, [0.05, 0.5])
-        self.worst = middle + max(middle - low, 1e-12) if score else np.inf
-
-    def forward(self, y: Array) -> Array:
-        return np.asarray(np.minimum(np.log(y) if self.log else y, self.worst))
-
-    def back(self, z: Array) -> Array:
-        return np.exp(z) if self.log else z
+def expected_gain(study: Study, *, proposals: int) -> float | None:
+    """The share of its front's hypervolume that a study's next proposals are expected to add; None where its sampler cannot tell."""
+    return study.sampler.expected_gain(study, proposals=proposals) if isinstance(study.sampler, SurrogateSampler) else None
 
 
-class _Judge:
-    """Expected hypervolume improvement of configurations, given the evidence and what still runs."""
-
-    def __init__(self, sampler: SurrogateSampler, evidence: Evidence, running: Sequence[Params]) -> None:
-        self.domain, self.inputs, self.signs = sampler.domain, sampler.inputs, evidence.signs
-        self.rungs = len(set(evidence.rung)) > 1
-        objectives = range(len(self.signs))
-        known = self.domain.known(evidence.params[0])
-        self.scales = {j: _Scale(evidence.y[:, j], score=self.signs[j] < 0) for j in objectives if j not in known}
-        inputs = np.column_stack([evidence.x, evidence.rung]) if self.rungs else evidence.x
-        self.models = {j: sampler.model(j, inputs, scale.forward(evidence.y[:, j])) for j, scale in self.scales.items()}
-        self.limits = sampler.model(-1, evidence.tried, np.arcsinh(4 * evidence.excess)) if (evidence.excess > 0).any() else None
-        spread = ndtri((np.arange(DRAWS) + 0.5) / DRAWS)
-        bold = sampler.rng.choice((1.0, BOLD))
-        self.draws = {j: bold * sampler.numbers.permutation(spread) for j in self.scales}
-
-        points = self._believed(evidence)
-        if running:
-            points = np.vstack([points, self._predict(running).mean(axis=1)])
-        # networks that are cheap and know nothing would take the whole budget: what is worse than three quarters of the first, spread
-        # trials is no part of the front for one half of the proposals, what is worse than half way to their worst for the other
-        useful = np.full(len(self.signs), np.inf)
-        for j in (j for j in self.scales if self.signs[j] < 0):
-            first = evidence.y[: max(FEW, sampler.initial), j]
-            useful[j] = sampler.rng.choice((np.quantile(first, 0.75), (np.median(first) + first.max()) / 2))
-        front = points[non_dominated(points)]
-        within = front[np.all(front <= useful, axis=1)]
-        front = within if len(within) else front
-        self.low = front.min(axis=0)
-        self.span = np.where(np.ptp(front, axis=0) > 0, np.ptp(front, axis=0), np.maximum(np.abs(self.low), 1e-9) * 0.1)
-        reference, ideal = np.full(len(self.signs), 1 + MARGIN), np.full(len(self.signs), -1.0)
-        self.boxes = free_boxes((front - self.low) / self.span, reference, ideal)
-
-    def _believed(self, evidence: Evidence) -> Array:
-        """The finished trials' objectives; of those stopped at a lower rung, what the model makes of them at the top."""
-        points, low = evidence.y.copy(), evidence.rung < 1
-        for j, model in self.models.items() if low.any() else ():
-            points[low, j] = self.scales[j].back(model.predict(self._at_top(evidence.x[low]))[0])
-        return points
-
-    def _at_top(self, x: Array) -> Array:
-        return np.column_stack([x, np.ones(len(x))]) if self.rungs else x
-
-    def _predict(self, candidates: Sequence[Params]) -> Array:
-        """(c, s, m) draws of the minimised objectives; known ones are the same in all."""
-        x = self.inputs(candidates)
-        draws = np.zeros((len(x), DRAWS, len(self.signs)))
-        for i, params in enumerate(candidates):
-            for j, value in self.domain.known(params).items():
-                draws[i, :, j] = value * self.signs[j]
-        for j, model in self.models.items():
-            mean, deviation = model.predict(self._at_top(x))
-            draws[:, :, j] = self.scales[j].back(mean[:, None] + deviation[:, None] * self.draws[j])
-        return draws
-
-    def __call__(self, candidates: Sequence[Params]) -> Array:
-        """(c,) the expected improvement, times the probability of keeping the limits."""
-        gain = expected_improvement((self._predict(candidates) - self.low) / self.span, *self.boxes)
-        if self.limits is not None:
-            mean, deviation = self.limits.predict(self.inputs(candidates))
-            gain = gain * ndtr(-mean / deviation)
-        return gain
+def _signs(study: Study) -> Array:
+    return np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in study.directions])
 
 
-def _key(params: Params) -> frozenset[tuple[str, Any]]:
-    return frozenset(params.items())
+def _of_signs(inputs: Inputs | None) -> Array:
+    assert inputs is not None
+    return inputs.signs
 
 
-def _stage(name: str) -> str:
-    """The group of a parameter that crossover takes whole: what stands before the first dot of its path."""
-    return name.split(".", 1)[0]
+def _strain(evidence: Evidence) -> Array:
+    return np.asarray(np.arcsinh(4 * evidence.excess))
+
+
+def _evidence(trials: Sequence[FrozenTrial], keys: Sequence[Key], inputs: Inputs) -> Evidence:
+    """Of the finished trials, in the order they ended. keys: of every trial's parameters."""
+    ended = [(t, k) for t, k in zip(trials, keys, strict=True) if t.state == TrialState.COMPLETE and k and np.all(np.isfinite(t.values))]
+    ended.sort(key=lambda e: (e[0].datetime_complete is None, e[0].datetime_complete, e[0].number))
+    tried = inputs.batch([t.params for t, _ in ended], keys=[k for _, k in ended])
+    strain = [max(t.constraints.values(), default=-1.0) for t, _ in ended]
+    kept = [i for i, (t, _) in enumerate(ended) if t.user_attrs.get(RUNG) != 0 and strain[i] <= 0]
+    done = [ended[i][0] for i in kept]
+    top = max((int(t.user_attrs.get(RUNG, 1)) for t in done), default=1)
+    rung = np.array([int(t.user_attrs.get(RUNG, top)) / top for t in done])
+    y = np.array([t.values for t in done], dtype=float).reshape(len(done), len(inputs.signs)) * inputs.signs
+    return Evidence(done=tried.part(np.array(kept, dtype=np.int64)).at(rung), y=y, rung=rung, tried=tried, excess=np.array(strain))

@@ -1,4 +1,4 @@
-"""Search spaces: a YAML file is parsed and checked (`file`), follows rules (`rules`), and speaks Arch (`search_space`)."""
+"""Search spaces: a YAML file is parsed and checked (`file`), follows rules (`rules`), speaks Arch (`search_space`, fast `memory`)."""
 
 from nasvit.space.rules import Parameter
 from nasvit.space.search_space import SearchSpace, resolve, shipped

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from nasvit.arch import Arch, Grid, Scalar
+from nasvit.arch import Arch, Grid, Scalar, Stage
 from nasvit.errors import ConfigError
 from nasvit.registry import unknown
+from nasvit.space.exclusion import without
 from nasvit.space.file import SpaceFile, parse_space
 from nasvit.space.rules import (
     ARCH_NAME,
@@ -35,7 +36,7 @@ from nasvit.space.rules import (
 from nasvit.yaml_file import KeyPath, parse_yaml, read_yaml
 
 MAX_SIZE = 10**60
-SHIPPED = Path(__file__).resolve().parents[2] / "search_spaces"
+SHIPPED = Path(__file__).resolve().parents[1] / "spaces"  # a link to search_spaces/ in a checkout, package data in a wheel
 
 class Trial(Protocol):
     """What `suggest` needs: the three methods of an Optuna trial."""
@@ -105,6 +106,10 @@ class SearchSpace:
         """The file's own text: loading it with the same bindings gives the same space."""
         return self.file.text
 
+    def without(self, excluded: Collection[str]) -> SearchSpace:
+        """The space without these choices, such as `slide`, `window+fsla`, `slide.kernel_size=9`, `keep_ratio=0.5`; see `exclusion`."""
+        return replace(self, file=without(self.file, excluded)) if excluded else self
+
     def check_all_sizes(self) -> None:
         """Raise ConfigError unless every point can be built at every image size the file allows."""
         self.file.check_all_sizes()
@@ -125,17 +130,18 @@ class SearchSpace:
     def from_parameters(self, params: Mapping[str, Scalar], *, rng: random.Random | None = None) -> Arch:
         """The Arch of these choices; one that is missing is drawn from `rng`. Raises ConfigError without `rng`, or for a foreign value."""
 
-        def ask(parameter: Parameter) -> Scalar:
-            if parameter.path not in params:
-                if rng is None:
-                    raise ConfigError(f"space {self.name}: {parameter.path} is missing; accepted: {_listed(parameter.values)}")
-                return rng.choice(parameter.values)
-            if params[parameter.path] not in parameter.values:
-                raise ConfigError(f"space {self.name}: {parameter.path} {params[parameter.path]!r} is not in the space; "
-                                  f"accepted: {_listed(parameter.values)}")
-            return params[parameter.path]
+        return self._build(lambda parameter: self.answer(parameter, params, rng=rng))
 
-        return self._build(ask)
+    def answer(self, parameter: Parameter, params: Mapping[str, Scalar], *, rng: random.Random | None) -> Scalar:
+        """What these choices say of one parameter, for `from_parameters`, which says what is drawn and what is raised."""
+        if parameter.path not in params:
+            if rng is None:
+                raise ConfigError(f"space {self.name}: {parameter.path} is missing; accepted: {_listed(parameter.values)}")
+            return rng.choice(parameter.values)
+        if params[parameter.path] not in parameter.values:
+            raise ConfigError(f"space {self.name}: {parameter.path} {params[parameter.path]!r} is not in the space; "
+                              f"accepted: {_listed(parameter.values)}")
+        return params[parameter.path]
 
     def arch_parameters(self, arch: Arch) -> dict[str, Scalar]:
         """The choices that give this Arch, by path: the inverse of `suggest`. Raises ConfigError for one outside the space."""
@@ -204,27 +210,45 @@ class SearchSpace:
         first = ["num_stages"] if len(self.file.num_stages.values) > 1 else []
         return first + [name for s in range(len(self.file.stages)) for name, _ in self._columns(s, None)]
 
-    def encode(self, arch: Arch) -> list[float]:
+    def encode(self, arch: Arch, *, choices: Mapping[str, Scalar] | None = None) -> list[float]:
         """Numbers from 0 to 1, always as many: per stage width, depth, mean ratios, shares of the mixers, mean mixer parameters.
 
         Ordered values count by rank. A mixer parameter is the mean over the blocks that have it, 0 where none has; a stage that
         is not there is 0 throughout.
-        Raises ConfigError for an Arch outside the space.
+        choices: the Arch's `arch_parameters`, where they are at hand. Raises ConfigError for an Arch outside the space.
         """
-        choices = self.arch_parameters(arch)
+        choices = self.arch_parameters(arch) if choices is None else choices
+        return self.encode_count(len(arch.stages)) + [
+            value for s in range(len(self.file.stages))
+            for value in self.encode_stage(s, arch.stages[s] if s < len(arch.stages) else None, choices=choices)]
+
+    def encode_count(self, stages: int) -> list[float]:
+        """The first number of `encode`, from how many stages there are; none where that is no choice."""
         counts = self.file.num_stages.values
-        first = [counts.index(len(arch.stages)) / (len(counts) - 1)] if len(counts) > 1 else []
-        return first + [value for s in range(len(self.file.stages))
-                        for _, value in self._columns(s, (arch, choices) if s < len(arch.stages) else None)]
+        return [counts.index(stages) / (len(counts) - 1)] if len(counts) > 1 else []
+
+    def encode_stage(self, s: int, stage: Stage | None, *, choices: Mapping[str, Scalar]) -> list[float]:
+        """The part of `encode` that is about stage s, None where it is not there. choices: at least those of the stage."""
+        return [value for _, value in self._columns(s, None if stage is None else (stage, choices))]
 
     # ---- how it is done ----
 
     def _build(self, ask: Ask) -> Arch:
+        return self.joined(self.build_stage(s, ask) for s in range(self.ask_count(ask)))
+
+    def ask_count(self, ask: Ask) -> int:
+        """How many stages there are: the first choice of a configuration, where it is one."""
         counts = self.file.num_stages.values
-        count = counts[0] if len(counts) == 1 else ask(Parameter(path="num_stages", values=counts, ordered=True))
-        stages = tuple(build_stage(rules, stage=s, grid=self.grids[s], ask=ask) for s, rules in enumerate(self.file.stages[: int(count)]))
+        return int(counts[0] if len(counts) == 1 else ask(Parameter(path="num_stages", values=counts, ordered=True)))
+
+    def build_stage(self, s: int, ask: Ask) -> Stage:
+        """Stage s of these answers; it depends on no other stage."""
+        return build_stage(self.file.stages[s], stage=s, grid=self.grids[s], ask=ask)
+
+    def joined(self, stages: Iterable[Stage]) -> Arch:
+        """The Arch of these stages. Raises ArchError where they cannot follow each other."""
         return Arch(image_size=self.image_size, in_channels=self.in_channels, num_classes=self.num_classes, stem=self.file.stem,
-                    stages=stages)
+                    stages=tuple(stages))
 
     def _answer(self, arch: Arch, parameter: Parameter) -> Scalar | None:
         """The value of one choice in an Arch, read from the first block that the choice is about."""
@@ -255,14 +279,14 @@ class SearchSpace:
         return None if spec is None else mixer_answer(
             spec.kwargs, name=rest[1], values=parameter.values, dim=stage.embed_dim, grid=self.grids[s])
 
-    def _columns(self, s: int, given: tuple[Arch, Mapping[str, Scalar]] | None) -> Iterator[tuple[str, float]]:
-        """(name, value) of a stage's part of the encoding; the value is 0 where no Arch is given."""
+    def _columns(self, s: int, given: tuple[Stage, Mapping[str, Scalar]] | None) -> Iterator[tuple[str, float]]:
+        """(name, value) of a stage's part of the encoding; the value is 0 where no stage is given."""
         rules = self.file.stages[s]
 
         def mean_rank(suffix: str, values: Values) -> float:
             if given is None:
                 return 0.0
-            depth = len(given[0].stages[s].blocks)
+            depth = len(given[0].blocks)
             found = [(values.values.index(value), blocks_of(path, depth=depth, rules=rules)) for path, value in given[1].items()
                      if path.startswith(f"s{s}.") and path.endswith(suffix)]
             blocks = sum(count for _, count in found)
@@ -274,7 +298,7 @@ class SearchSpace:
                 yield f"s{s}.{name}", mean_rank(f".{name}", values)
         for mixer in rules.mixer_names():
             if len(rules.mixers.values) > 1:
-                blocks = given[0].stages[s].blocks if given else ()
+                blocks = given[0].blocks if given else ()
                 share = sum(any(m.name == mixer for m in block.mixers) for block in blocks) / max(len(blocks), 1)
                 yield f"s{s}.{mixer}", share
             for name, values in rules.params[mixer].items():

@@ -13,12 +13,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import BaseSampler, RandomSampler
 
 from nasvit.results.front import hypervolume
-from nasvit.search.domain import ArchDomain, LearnedDomain, values_of
-from nasvit.search.surrogate import RUNG, SurrogateSampler, _Scale
+from nasvit.search.domain import ArchDomain, LearnedDomain, at_share, share_of, values_of
+from nasvit.search.surrogate import EXPLORE, RUNG, SurrogateSampler, expected_gain
+from nasvit.search.telling import telling
 from nasvit.space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 KINDS = ("wide", "deep", "none")
+OBJECTIVES = ("accuracy", "latency_ms")
 
 
 def ask(trial: optuna.Trial) -> dict[str, Any]:
@@ -108,12 +110,12 @@ def test_values_of_a_distribution(distribution: Any, values: Any) -> None:
 
 
 def test_a_search_space_completes_what_is_cut_out_of_it(small_space: SearchSpace) -> None:
-    domain, rng = ArchDomain(small_space), random.Random(0)
+    domain, rng = ArchDomain(small_space, objectives=OBJECTIVES), random.Random(0)
     whole = domain.sample(rng)
     assert whole is not None
     again = domain.complete(dict(list(whole.items())[::2]), rng)
     assert again is not None and small_space.from_parameters(dict(again)) is not None
-    assert len(domain.features(whole)) == len(domain.features(again))
+    assert len(domain.features(whole)) == len(domain.features(again)) == len(domain.groups())
     for name, value in whole.items():
         assert value not in domain.neighbours(name, value)
 
@@ -123,9 +125,125 @@ def small_space() -> SearchSpace:
     return SearchSpace.load("hybrid_tiny", image_size=(16, 16), in_channels=1)
 
 
-def test_the_bad_end_of_a_score_is_cut_and_that_of_a_cost_is_not() -> None:
-    y = np.array([-90.0, -88.0, -85.0, -10.0])
-    assert _Scale(y, score=True).forward(y).max() < -80 and _Scale(y, score=False).forward(y).max() == -10
-    cost = np.array([0.2, 0.3, 0.4, 50.0])
-    scale = _Scale(cost, score=False)
-    assert scale.back(scale.forward(cost)) == pytest.approx(cost)
+def flat(trial: optuna.Trial) -> list[float]:
+    """Six choices of three, listed whole: the first ones count most, and their costs are known."""
+    taken = [trial.suggest_categorical(f"edge{i}", ("none", "thin", "thick")) for i in range(6)]
+    weight = [("none", "thin", "thick").index(t) for t in taken]
+    return [sum(w * (6 - i) for i, w in enumerate(weight)) / 42, float(sum(w**2 for w in weight))]
+
+
+def flat_cost(params: Mapping[str, Any]) -> dict[int, float]:
+    return {1: float(sum(("none", "thin", "thick").index(v) ** 2 for v in params.values()))}
+
+
+def test_a_small_space_is_listed_whole_and_searched_to_its_end() -> None:
+    sampler = SurrogateSampler(seed=0, domain=LearnedDomain(flat_cost), initial=8)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    study.optimize(flat, n_trials=60)
+    assert sampler._whole is not None and len(sampler._whole) == 3**6
+    best = {sum(w) for w in ((6, 5, 4, 3, 2, 1),)}
+    assert max(t.values[0] for t in study.trials) == best.pop() * 2 / 42  # the dearest of all is on the front too
+    front = {tuple(t.values) for t in study.best_trials}
+    assert len(front) >= 9
+
+
+def test_the_last_configurations_of_a_space_are_found_and_none_twice() -> None:
+    study = optuna.create_study(directions=["maximize"], sampler=SurrogateSampler(seed=0, initial=4))
+
+    def score(trial: optuna.Trial) -> float:
+        return float(trial.suggest_categorical("a", (1, 2, 3)) * trial.suggest_int("b", 1, 4))
+
+    study.optimize(score, n_trials=12)
+    assert len({frozenset(t.params.items()) for t in study.trials}) == 12
+    study.optimize(score, n_trials=1)  # nothing is left: it repeats rather than fails
+    assert study.best_value == 12
+
+
+def test_what_is_expected_of_the_next_proposals_falls_as_the_front_fills() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SurrogateSampler(seed=0, domain=LearnedDomain(flat_cost)))
+    assert expected_gain(study, proposals=5) is None
+    study.optimize(flat, n_trials=18)
+    early = expected_gain(study, proposals=5)
+    study.optimize(flat, n_trials=60)
+    late = expected_gain(study, proposals=5)
+    assert early is not None and late is not None and 0 <= late < 0.3 * early and late < 0.005
+    assert expected_gain(optuna.create_study(directions=["minimize"]), proposals=5) is None
+
+
+def test_a_guess_is_modelled_as_a_ratio_and_helps() -> None:
+    def about(params: Mapping[str, Any]) -> dict[int, float]:
+        return {1: 1.5 * cost(params)}
+
+    guessing = SurrogateSampler(seed=2, domain=LearnedDomain(guess=about))
+    study = search(guessing, trials=30)
+    assert volume(study) > 0.8 * volume(search(SurrogateSampler(seed=2), trials=30))
+    done = [t.params for t in study.trials]
+    mean, deviation = guessing._models[1][0].predict(guessing._inputs.batch(done).x)
+    assert mean == pytest.approx(np.full(len(done), -np.log(1.5)), abs=0.05) and deviation.max() < 0.1
+
+
+def test_categories_of_one_kind_are_counted_together() -> None:
+    domain = LearnedDomain()
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=RandomSampler(seed=0))
+    study.optimize(flat, n_trials=3)
+    domain.learn(study.trials)
+    params = {f"edge{i}": "thick" if i < 2 else "none" for i in range(6)}
+    assert list(domain.features(params))[-3:] == pytest.approx([4 / 6, 0, 2 / 6])
+    assert len(domain.features(params)) == len(domain.groups()) == 21 and len(set(domain.groups())) == 7
+
+
+@pytest.mark.parametrize(("distribution", "share", "value"), [
+    (FloatDistribution(1e-4, 1.0, log=True), 0.5, 1e-2), (FloatDistribution(0.0, 0.9, step=0.3), 1.0, 0.9),
+    (IntDistribution(10, 1000), 0.5, 505), (IntDistribution(2, 10, step=4), 0.4, 6), (IntDistribution(1, 1024, log=True), 0.5, 32)])
+def test_a_share_of_a_range_and_back(distribution: Any, share: float, value: float) -> None:
+    assert at_share(distribution, share) == pytest.approx(value) and distribution._contains(at_share(distribution, share))
+    assert at_share(distribution, share_of(distribution, value)) == pytest.approx(value)
+
+
+def test_a_continuous_range_is_searched_between_its_sixteen_values() -> None:
+    def distance(trial: optuna.Trial) -> float:
+        return (trial.suggest_float("x", -1, 1) - 0.217) ** 2 + (trial.suggest_float("lr", 1e-4, 1, log=True) - 0.01) ** 2
+
+    study = optuna.create_study(direction="minimize", sampler=SurrogateSampler(seed=0))
+    study.optimize(distance, n_trials=40)
+    assert abs(study.best_params["x"] - 0.217) < 0.03
+
+
+def test_a_share_of_the_proposals_explores() -> None:
+    assert EXPLORE >= 0.05
+
+
+def test_an_unknown_objective_of_an_architecture_is_guessed_where_it_can_be(small_space: SearchSpace) -> None:
+    domain = ArchDomain(small_space, objectives=("accuracy", "macs_g", "latency_ms"), costs=lambda arch: {"macs_g": 0.25},
+                        predict=lambda arch: {"latency_ms": 2.0, "other": 1.0})
+    whole = domain.sample(random.Random(0))
+    assert whole is not None and domain.known(whole) == {1: 0.25} and domain.guess(whole) == {2: 2.0}
+    assert ArchDomain(small_space, objectives=("accuracy", "params_m")).guess(whole)[1] > 0
+
+
+def test_zero_cost_scores_are_asked_once_for_an_architecture(small_space: SearchSpace) -> None:
+    asked: list[str] = []
+    domain = ArchDomain(small_space, objectives=OBJECTIVES, scores=lambda arch: asked.append(arch.id) or {"synflow": 1.0})
+    whole = domain.sample(random.Random(0))
+    assert whole is not None and domain.scores(whole) == domain.scores(whole) == {"synflow": 1.0} and len(asked) == 1
+
+
+class Scored(LearnedDomain):
+    """A score that is the truth with its sign turned, and one that says nothing."""
+
+    def scores(self, params: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"told": -accuracy(params), "noise": float(hash(frozenset(params.items())) % 1000)}
+
+
+def test_scores_that_say_something_are_learned_from_whatever_their_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[list[int]] = []
+
+    def spy(*args: Any) -> list[int]:
+        chosen.append(telling(*args))
+        return chosen[-1]
+
+    monkeypatch.setattr("nasvit.search.surrogate.telling", spy)
+    found = volume(search(SurrogateSampler(seed=0, domain=Scored(lambda params: {1: cost(params)})), trials=40))
+    assert sum(1 in c for c in chosen) > 0.8 * len(chosen) > 10  # "told" comes second by name
+    plain = SurrogateSampler(seed=0, domain=LearnedDomain(lambda params: {1: cost(params)}))
+    assert found > 0.95 * volume(search(plain, trials=40))
