@@ -25,8 +25,9 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path, *, dynamic_batch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
-            program = torch.onnx.export(module, (example,), input_names=["image"], dynamo=True, verbose=False, optimize=True,
-                                        dynamic_shapes=shapes)
+            with torch.no_grad():  # a bias that could learn makes torch trace another attention kernel than it then decomposes
+                program = torch.onnx.export(module, (example,), input_names=["image"], dynamo=True, verbose=False, optimize=True,
+                                            dynamic_shapes=shapes)
     finally:
         for logger, level in zip(loud, before, strict=True):
             logger.setLevel(level)

@@ -29,6 +29,7 @@ from nasvit.pruning import (
     uniform,
 )
 from nasvit.pruning.slicing import group_sizes
+from nasvit.runtimes.onnx_file import write_onnx
 from tests.pruning_models import IMAGE_SIZE, MAKERS, SPACES, TIMM, make
 
 CASES = sorted(MAKERS)
@@ -168,6 +169,6 @@ def test_pruned_networks_export_to_onnx_and_agree(case: str, tmp_path: Path) -> 
 
 
 def _onnx(module: nn.Module, image: Tensor, path: Path, runtime: object) -> Tensor:
-    torch.onnx.export(module, (image,), str(path), dynamo=True, external_data=False, verbose=False)
+    write_onnx(module, image, path)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
