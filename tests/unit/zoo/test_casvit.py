@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import nasvit.zoo
-from nasvit.errors import CheckpointError, ConfigError
+from nasvit.errors import CheckpointError
 from nasvit.models.deploy import deploy
 from nasvit.models.mixers.integration import IntegrationMixer
 from nasvit.models.network import Network
@@ -134,16 +133,6 @@ def test_training_returns_both_logits_where_asked_and_evaluation_their_mean() ->
     torch.testing.assert_close(model(x), (model.head(pooled) + model.head_dist(pooled)) / 2)
 
 
-def test_an_unknown_argument_is_refused_with_the_accepted_ones() -> None:
-    with pytest.raises(ConfigError, match="mlp_ratios"):
-        timm.create_model("casvit_xs", window_size=7)
-
-
-def test_images_of_a_batch_do_not_influence_each_other() -> None:
-    model, x = micro().double().eval(), torch.randn(3, 3, 64, 48, dtype=torch.float64)
-    torch.testing.assert_close(model(x), torch.cat([model(image) for image in x.split(1)]), rtol=1e-10, atol=1e-10)
-
-
 def test_the_local_integration_is_never_dropped() -> None:
     """The authors' block has no stochastic depth on its first branch."""
     model = micro(drop_path_rate=0.5)
@@ -152,20 +141,3 @@ def test_the_local_integration_is_never_dropped() -> None:
     block.drop_path.drop_prob = 1.0
     x = torch.randn(2, 4, 3, 16)
     torch.testing.assert_close(block.train()(x, None, scored=False)[0], x + block.mixers[0](x))
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_few_steps_lower_the_loss_and_gradients_reach_every_parameter(name: str) -> None:
-    torch.manual_seed(1)
-    model = micro(name, distillation=True, drop_path_rate=0.0, img_size=32).train()
-    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(6):
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0], losses
