@@ -17,16 +17,18 @@ SLIDE_SWIN = {"embed_dim": 12, "depths": (1, 2, 2, 1), "num_heads": (1, 2, 3, 4)
 SLIDE_PVT = {"embed_dims": (8, 12, 16, 24), "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4), "mlp_ratios": (2, 2, 2, 2), "img_size": 64}
 BOAT_SWIN = {"embed_dim": 12, "depths": (2, 2, 2, 1), "num_heads": (1, 2, 3, 4), "window_size": 4, "cluster_size": 16, "overlap": 6,
              "img_size": 64}
-BOAT_CSWIN = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 4, 4), "split_sizes": (1, 2, 4, 4), "cluster_size": 16, "overlap": 6,
-              "img_size": 64}
+BOAT_CSWIN = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 4, 4), "split_sizes": (1, 2, 4, 4), "cluster_size": 16,
+              "overlap": 6, "img_size": 64}
 CSWIN = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 4, 4), "img_size": 64}
 CASVIT = {"embed_dims": (8, 12, 16, 24), "depths": (1, 1, 2, 1), "img_size": (64, 48)}
-EVO_DEIT = {"embed_dim": 16, "num_heads": 2, "patch_size": 8, "keep_ratios": (1.0, 1.0, 0.5, 0.5, 0.5, 0.5), "selections": (2, 4), "img_size": 32}
+EVO_DEIT = {"embed_dim": 16, "num_heads": 2, "patch_size": 8, "keep_ratios": (1.0, 1.0, 0.5, 0.5, 0.5, 0.5), "selections": (2, 4),
+            "img_size": 32}
 EVO_LEVIT = {"embed_dims": (16, 24, 32), "num_heads": (2, 3, 5), "depths": (3, 2, 2), "key_dim": 8, "img_size": 96}
 
 MAKERS: dict[str, tuple[str, dict[str, Any]]] = {
     "slide_swin": ("slide_swin_tiny", SLIDE_SWIN), "slide_swin_w2": ("slide_swin_tiny", {**SLIDE_SWIN, "window_size": 2}),
-    "slide_swin_w7": ("slide_swin_tiny_w7", SLIDE_SWIN), "slide_pvt": ("slide_pvt_tiny", SLIDE_PVT), "slide_pvtv2": ("slide_pvtv2_b1", SLIDE_PVT),
+    "slide_swin_w7": ("slide_swin_tiny_w7", SLIDE_SWIN), "slide_pvt": ("slide_pvt_tiny", SLIDE_PVT),
+    "slide_pvtv2": ("slide_pvtv2_b1", SLIDE_PVT),
     "boat_swin": ("boat_swin_tiny", BOAT_SWIN), "boat_cswin": ("boat_cswin_tiny", BOAT_CSWIN), "cswin": ("cswin_tiny", CSWIN),
     "casvit": ("casvit_xs", CASVIT), "casvit_distilled": ("casvit_xs", {**CASVIT, "distillation": True}),
     "evo_deit": ("evo_deit_tiny", EVO_DEIT), "evo_deit_representative": ("evo_deit_tiny", {**EVO_DEIT, "representative": True}),

@@ -111,7 +111,7 @@ LIES = {
     "a year": (TIMING, "candidate_ms.append(wall)", "candidate_ms.append(3e10)"),
     "more than went by": (TIMING, "candidate_ms.append(wall)", "candidate_ms.append(1000 * wall)"),
     "less than went by": (TIMING, "alone = [clock(reference)[0] for _ in range(ALONE)]",
-                          "alone, candidate_ms[:], reference_ms[:] = [1e-3] * ALONE, [1e-3] * len(candidate_ms), [1e-3] * len(reference_ms)"),
+                          "alone = [1e-3] * ALONE; candidate_ms[:], reference_ms[:] = [1e-3] * pairs, [1e-3] * pairs * beside"),
     "too few samples": (TIMING, "for _ in range(repeats))", "for _ in range(repeats - 1))"),
     "no samples": (TIMING, '"repeats": [r._asdict() for r in self.repeats]', '"repeats": []'),
     "text": (TIMING, '"repeats": [r._asdict() for r in self.repeats]', '"repeats": "fast"'),
