@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install search test test-slow lint types floors wheel
+.PHONY: help install search test test-slow lint types floors docs wheel canary
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -21,7 +21,7 @@ search: $(STAMP) ## a search on the embedded digits; prints where the report is
 	$(BIN)/nasvit search experiments/digits_quick.yaml
 
 lint: $(STAMP)
-	$(BIN)/ruff check nasvit tests experiments examples
+	$(BIN)/ruff check nasvit tests experiments examples docs/_site.py
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -42,3 +42,13 @@ wheel: $(STAMP) ## a wheel in dist/, installed into an empty environment in an e
 	build-wheel-test/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/nasvit-*.whl
 	cd build-wheel-test && venv/bin/nasvit list spaces && venv/bin/nasvit search --budget 10 --device "cpu?noise=keep" --out run && test -s run/report.html
 	rm -rf build build-wheel-test
+
+docs: $(STAMP) ## the site of the documents, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+canary: ## the fast tests with the newest torch, timm, Optuna and Ray, in an environment of its own (PRE=--pre: pre-releases, too)
+	rm -rf .venv-canary
+	$(PYTHON) -m venv .venv-canary
+	.venv-canary/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager $(PRE) -e ".[dev]"
+	.venv-canary/bin/python -m pip list --format=freeze | grep -E '^(torch|torchvision|timm|optuna|ray|numpy|pandas)=='
+	.venv-canary/bin/python -m pytest -m "not slow"

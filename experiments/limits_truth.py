@@ -41,7 +41,7 @@ def latencies(path: Path, *, device: str) -> list[float]:
     return found
 
 
-def one(number: int, *, folder: Path, limit_ms: float, device: str) -> dict[str, Any]:
+def one(number: int, *, folder: Path, limit_ms: float, device: str, budget: int) -> dict[str, Any]:
     """One search and its front measured again."""
     from nasvit.commands.remeasure import front_of
     from nasvit.experiment import Experiment
@@ -49,7 +49,7 @@ def one(number: int, *, folder: Path, limit_ms: float, device: str) -> dict[str,
     from nasvit.search import run
 
     place = folder / f"search{number:02d}"
-    experiment = Experiment(space=SPACE, data=DATA, device=device, budget=BUDGET, seed=number, rungs=RUNGS, workers=1, engine="inline",
+    experiment = Experiment(space=SPACE, data=DATA, device=device, budget=budget, seed=number, rungs=RUNGS, workers=1, engine="inline",
                             sampler="random", limits={"latency_ms": limit_ms}, truth=0.0)
     begun = time.monotonic()
     summary = run(experiment, out=place, resume=(place / "env.json").exists())
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=20)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default=DEVICE)
+    parser.add_argument("--budget", type=int, default=BUDGET, help="architectures of a search")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further search after this")
     parser.add_argument("--summary", action="store_true")
     given = parser.parse_args()
@@ -94,7 +95,7 @@ def main() -> None:
                 break
             share = 0.1 + 0.8 * number / max(1, given.searches - 1)
             limit = known[min(len(known) - 1, int(share * len(known)))]
-            found.append(one(number, folder=given.out, limit_ms=limit, device=given.device))
+            found.append(one(number, folder=given.out, limit_ms=limit, device=given.device, budget=given.budget))
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[-1]) + "\n")
     print(table(found))

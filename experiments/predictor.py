@@ -1,7 +1,9 @@
 """How well latency is predicted: of new networks on one device, of another device after ten measurements, and what a rejection costs.
 
     python experiments/predictor.py --measure test.jsonl --space hybrid_tiny --seed 1 --count 200 --seconds 220   (resumes; made in pieces)
+    python experiments/predictor.py --measure test.jsonl --device cpu/onnxruntime --exports FOLDER   (exported once; --only-export)
     python experiments/predictor.py --profile profile.json --test test.jsonl           (profile: of nasvit profile, or a .jsonl as above)
+    python experiments/predictor.py --cross test.jsonl --folds 10                       (each network predicted from the other nine tenths)
     python experiments/predictor.py --transfer ../shared/benchmarks --seeds 10
     python experiments/predictor.py --limits RUN                                       (a finished search with --max-latency)
 
@@ -16,9 +18,10 @@ import argparse
 import json
 import random
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,9 +29,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
+from torch import Tensor, nn
 
 from nasvit.arch import Arch
-from nasvit.latency import LatencyModel
+from nasvit.errors import MeasurementError
+from nasvit.latency import LatencyModel, Prediction
 from nasvit.latency.transfer import Transfer
 
 TEN = 10
@@ -37,10 +42,36 @@ TEN = 10
 # ---- new networks on one device ----------------------------------------------------------------------------------------
 
 
-def measure(path: Path, *, space: str, device: str, seed: int, count: int, seconds: float) -> None:
+class Kept:
+    """Takes the place of a file runtime's `export`: what was exported under a name is kept, because exporting takes so much longer than
+    measuring. `name` is the next network's."""
+
+    def __init__(self, folder: Path, *, export: Callable[[nn.Module, Tensor, Path], Path]) -> None:
+        self.folder, self.export, self.name = folder, export, "reference"
+
+    def __contains__(self, name: str) -> bool:
+        return (self.folder / name).is_dir()
+
+    def __call__(self, module: nn.Module, image: Tensor, path: Path) -> Path:
+        place = self.folder / self.name
+        if self.name not in self:
+            unfinished = self.folder / f".{self.name}"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            self.export(module, image, unfinished / path.name)
+            unfinished.rename(place)
+        for file in place.iterdir():
+            shutil.copy(file, path.parent)
+        return next(file for file in path.parent.iterdir() if file.stem == path.name and file.suffix != ".bin")
+
+
+def measure(path: Path, *, space: str, device: str, seed: int, count: int, seconds: float, exports: Path | None, only_export: bool) -> None:
     """Append measurements of the first `count` networks of a seed, those not yet in the file."""
     from nasvit.devices import open_device
+    from nasvit.devices.base import example
+    from nasvit.devices.form import inference_form
     from nasvit.models.build import build
+    from nasvit.runtimes import FileRuntime
     from nasvit.space import SearchSpace
 
     loaded, rng, archs = SearchSpace.load(space), random.Random(seed), {}
@@ -49,15 +80,38 @@ def measure(path: Path, *, space: str, device: str, seed: int, count: int, secon
         archs[arch.id] = arch
     done = {one["id"] for one in lines(path)}
     target, ends = open_device(device), time.monotonic() + seconds
-    target.calibrate()
-    with path.open("a", encoding="utf-8") as file:
-        for arch in archs.values():
-            if arch.id in done or time.monotonic() > ends:
+    kept = None
+    if exports is not None:
+        assert isinstance(target.runtime, FileRuntime)
+        kept = Kept(exports, export=target.runtime.export)
+        target.runtime.export = kept  # type: ignore[method-assign, assignment]
+    if not only_export:
+        target.calibrate()
+    for arch in archs.values():
+        shape = (1, arch.in_channels, *arch.image_size)
+        if arch.id in done or time.monotonic() > ends:
+            continue
+        if kept is not None:
+            kept.name = arch.id
+            if only_export:
+                if arch.id not in kept:
+                    form = inference_form(build(arch, seed=0))
+                    with tempfile.TemporaryDirectory() as folder:
+                        kept(form, example(form, shape=shape), Path(folder) / "model")
                 continue
-            stats = target.measure(build(arch, seed=0), input_shape=(1, arch.in_channels, *arch.image_size))
+            if arch.id not in kept:
+                continue
+        begun = time.monotonic()
+        try:
+            stats = target.measure(nn.Identity() if kept else build(arch, seed=0), input_shape=shape)
+        except MeasurementError as error:
+            print(f"{arch.id}: {error}", flush=True)
+            continue
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"id": arch.id, "arch": arch.to_dict(), "ms": stats.median_ms, "half": stats.half_width,
-                                   "verdict": stats.verdict, "ref": stats.reference_ms, "fingerprint": stats.fingerprint}) + "\n")
-            file.flush()
+                                   "verdict": stats.verdict, "ref": stats.reference_ms, "slowness": stats.slowness,
+                                   "seconds": time.monotonic() - begun, "fingerprint": stats.fingerprint}) + "\n")
+    target.close()
     print(f"{len(lines(path))} of {count} measured")
 
 
@@ -76,6 +130,9 @@ def model_of(path: Path) -> LatencyModel:
     return found
 
 
+HEAD = ("learned from", "tested on", "mean error", "within 10 %", "Spearman", "in the 90 % interval", "half width", "ms a prediction")
+
+
 def accuracy_table(profile: Path, test: Path) -> str:
     """One row for each number of networks that the model learned from."""
     whole = model_of(profile)
@@ -88,15 +145,40 @@ def accuracy_table(profile: Path, test: Path) -> str:
         found = model.predict_many(archs)
         begun = time.perf_counter()
         model.predict(archs[0])
-        one = time.perf_counter() - begun
-        middle = np.array([p.median_ms for p in found])
-        error = np.abs(middle / truth - 1)
-        inside = np.mean([p.low_ms <= t <= p.high_ms for p, t in zip(found, truth, strict=True)])
-        rows.append((count, len(held), f"{error.mean():.1%}", f"{(error < 0.1).mean():.0%}", f"{spearmanr(middle, truth)[0]:.3f}",
-                     f"{inside:.0%}", f"{median((p.high_ms - p.low_ms) / 2 / p.median_ms for p in found):.1%}", f"{1e3 * one:.2f}"))
-    noise = median(one["half"] for one in held)
-    head = ("learned from", "tested on", "mean error", "within 10 %", "Spearman", "in the 90 % interval", "half width", "ms a prediction")
-    return f"{markdown(head, rows)}\n\nHalf width of a test measurement's own 90 % interval: {noise:.1%} (median)."
+        rows.append((count, *accuracy(found, truth), f"{1e3 * (time.perf_counter() - begun):.2f}"))
+    return f"{markdown(HEAD, rows)}\n\n{noise_of(held)}"
+
+
+def cross_table(test: Path, *, folds: int) -> str:
+    """One row: every network predicted by a model that learned from the other folds, which hold networks at random."""
+    held = lines(test)
+    order = np.random.default_rng(0).permutation(len(held))
+    found: dict[int, Prediction] = {}
+    for fold in range(folds):
+        apart = set(order[fold::folds].tolist())
+        model = LatencyModel()
+        for i in order:
+            if i not in apart:
+                model.observe(Arch.from_dict(held[i]["arch"]), held[i]["ms"], error=held[i]["half"])
+        found |= dict(zip(apart, model.predict_many([Arch.from_dict(held[i]["arch"]) for i in apart]), strict=True))
+    row = (len(held) * (folds - 1) // folds, *accuracy([found[i] for i in range(len(held))], np.array([one["ms"] for one in held])))
+    return f"{markdown(HEAD[:-1], [row])}\n\n{noise_of(held)}"
+
+
+def accuracy(found: Sequence[Prediction], truth: np.ndarray) -> tuple[Any, ...]:
+    """The columns from `tested on` to `half width`."""
+    middle = np.array([p.median_ms for p in found])
+    error = np.abs(middle / truth - 1)
+    inside = np.mean([p.low_ms <= t <= p.high_ms for p, t in zip(found, truth, strict=True)])
+    return (len(truth), f"{error.mean():.1%}", f"{(error < 0.1).mean():.1%}", f"{spearmanr(middle, truth)[0]:.3f}", f"{inside:.0%}",
+            f"{median((p.high_ms - p.low_ms) / 2 / p.median_ms for p in found):.1%}")
+
+
+def noise_of(held: Sequence[dict[str, Any]]) -> str:
+    """What the measurements themselves are like."""
+    ms = sorted(one["ms"] for one in held)
+    return (f"{ms[0]:.2f} to {ms[-1]:.2f} ms; half width of a measurement's own 90 % interval: {median(one['half'] for one in held):.1%} "
+            f"(median); {sum(one.get('seconds', 0.0) for one in held):.0f} s of building and measuring in all.")
 
 
 # ---- another device ----------------------------------------------------------------------------------------------------
@@ -248,16 +330,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=220)
+    parser.add_argument("--exports", type=Path)
+    parser.add_argument("--only-export", action="store_true")
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--test", type=Path)
+    parser.add_argument("--cross", type=Path)
+    parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--transfer", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--limits", type=Path)
     given = parser.parse_args()
     if given.measure is not None:
-        measure(given.measure, space=given.space, device=given.device, seed=given.seed, count=given.count, seconds=given.seconds)
+        measure(given.measure, space=given.space, device=given.device, seed=given.seed, count=given.count, seconds=given.seconds,
+                exports=given.exports, only_export=given.only_export)
     if given.profile is not None and given.test is not None:
         print(accuracy_table(given.profile, given.test))
+    if given.cross is not None:
+        print(cross_table(given.cross, folds=given.folds))
     if given.transfer is not None:
         print(transfer_table(given.transfer, seeds=given.seeds))
     if given.limits is not None:

@@ -1,6 +1,6 @@
 """Prune 60 named timm models at ratios 0.3 and 0.5: forward, backward, ONNX in agreement; prints a table and the totals.
 
-    python experiments/prune_models.py [--only NAME ...] [--ratios 0.3 0.5] [--shallow] [--out FILE.jsonl]
+    python experiments/prune_models.py [--only NAME ...] [--ratios 0.3 0.5] [--shallow] [--out FILE.jsonl [--resume]] [--minutes M]
 
 Weights are untrained (zero gammas and layer scales randomised, so that no branch is silent); images are small where a model can be built
 for small ones, which changes no kind of module. Families with token operators take turns through them. A model counts as pruned if at
@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from nasvit.pruning import UnsupportedModelError, importance, input_shape, load, prepare, save, set_fused, slice_weights, uniform  # noqa: E402
+from nasvit.runtimes.onnx_file import write_onnx  # noqa: E402
 
 SMALL = {"img_size": 64}
 MODELS: dict[str, dict[str, Any]] = {
@@ -76,7 +77,7 @@ def through_onnx(module: nn.Module, image: torch.Tensor, folder: str) -> torch.T
     import onnxruntime
 
     path = str(Path(folder) / "model.onnx")
-    torch.onnx.export(module, (image,), path, dynamo=True, external_data=False, verbose=False)
+    write_onnx(module, image, Path(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -137,29 +138,44 @@ def try_one(name: str, *, ratios: list[float], turn: int, shallow: bool) -> dict
     return row | {"seconds": round(time.perf_counter() - start, 1)}
 
 
+def shown(row: dict[str, Any], ratios: list[float]) -> str:
+    """A line of the table."""
+    numbers = " | ".join(f"{row[k]:.0e}" if k in row else "" for k in ("identity", "fused", "file", "onnx"))
+    shares = ", ".join(str(row[f"params_{r}"]) for r in ratios if f"params_{r}" in row)
+    return (f"| {row['model']} | {row['status']} {row.get('why', '')} | {row.get('operator', '')} | {numbers} | {shares} | "
+            f"{row.get('seconds', '')} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=None)
     parser.add_argument("--ratios", nargs="*", type=float, default=[0.3, 0.5])
     parser.add_argument("--shallow", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--resume", action="store_true", help="take what FILE.jsonl has of these models, and do the rest")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no model after this time")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    begun, known = time.monotonic(), {}
+    if options.resume and options.out is not None and options.out.exists():
+        known = {row["model"]: row for row in map(json.loads, options.out.read_text().splitlines())}
     rows = []
     print("| model | status | operator | identity | fused | file | onnx | params | s |\n|---|---|---|---|---|---|---|---|---|")
     for turn, name in enumerate(options.only or MODELS):
-        try:
-            row = try_one(name, ratios=options.ratios, turn=turn, shallow=options.shallow)
-        except Exception as error:  # a crash is what this table is to show
-            row = {"model": name, "status": "broken", "why": f"{type(error).__name__}: {str(error)[:300]}"}
+        row = known.get(name)
+        if row is None:
+            if time.monotonic() - begun > 60 * options.minutes:
+                continue
+            try:
+                place = list(MODELS).index(name) if name in MODELS else turn
+                row = try_one(name, ratios=options.ratios, turn=place, shallow=options.shallow)
+            except Exception as error:  # a crash is what this table is to show
+                row = {"model": name, "status": "broken", "why": f"{type(error).__name__}: {str(error)[:300]}"}
+            if options.out is not None:
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
         rows.append(row)
-        numbers = " | ".join(f"{row[k]:.0e}" if k in row else "" for k in ("identity", "fused", "file", "onnx"))
-        shares = ", ".join(str(row[f"params_{r}"]) for r in options.ratios if f"params_{r}" in row)
-        status, operator, seconds = f"{row['status']} {row.get('why', '')}", row.get("operator", ""), row.get("seconds", "")
-        print(f"| {name} | {status} | {operator} | {numbers} | {shares} | {seconds} |", flush=True)
-        if options.out is not None:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        print(shown(row, options.ratios), flush=True)
     counts = {status: sum(r["status"] == status for r in rows) for status in ("pruned", "refused", "broken")}
     print(f"\n{len(rows)} models: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nasvit.cost import count as cost_of
 from nasvit.models.deploy import deploy
 from nasvit.pruning import Dense, Plan, PlanError, build, input_shape, prepare, slice_weights, uniform
+from nasvit.runtimes.onnx_file import write_onnx
 from nasvit.torchvision_ops import ensure
 
 ensure()
@@ -42,6 +43,11 @@ def in_steps(plan: Plan, *, operator: str, keep_ratio: float, cuts: tuple[int, .
         done = sum(i >= cut for cut in cuts)
         ratios.append(round(keep_ratio ** (done / len(cuts)), 4))
     return replace(plan, operator=operator, blocks=tuple(replace(b, keep_ratio=r) for b, r in zip(plan.blocks, ratios, strict=True)))
+
+
+def with_mlp(plan: Plan, *, keep: float) -> Plan:
+    """The share of every MLP, in multiples of 8; three heads cut by a half are coarse steps, and the MLP makes up for them."""
+    return replace(plan, blocks=tuple(replace(b, mlp_dim=max(8, int(b.mlp_dim * keep) // 8 * 8)) for b in plan.blocks))
 
 
 def solve(make: Callable[[float], Plan], *, target: float) -> Plan:
@@ -70,7 +76,8 @@ def plans(dense: Dense, *, share: float, only: list[str] | None) -> dict[str, Pl
     found = {}
     kinds: dict[str, Callable[[float], Plan]] = {
         "uniform heads, mlp, embed": lambda k: uniform(source, keep=k),
-        "mlp and heads": lambda k: uniform(source, keep=k, parts=("heads", "mlp"))}
+        "mlp and heads": lambda k: uniform(source, keep=k, parts=("heads", "mlp")),
+        "mlp, two thirds of heads": lambda k: with_mlp(uniform(source, keep=2 / 3, parts=("heads",)), keep=k)}
     if "merge" in dense.layout.operators:
         kinds["merge in every block"] = lambda k: uniform(source, keep=1.0, operator="merge", keep_ratio=k)
         kinds["merge in 3 blocks"] = lambda k: in_steps(dense.plan, operator="merge", keep_ratio=k, cuts=(1, 4, 7))
@@ -109,7 +116,7 @@ def through_onnx(module: nn.Module, image: Tensor, folder: str, name: str) -> Ca
     import onnxruntime
 
     path = str(Path(folder) / f"{name}.onnx")
-    torch.onnx.export(module, (image,), path, dynamo=True, external_data=False, verbose=False)
+    write_onnx(module, image, Path(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

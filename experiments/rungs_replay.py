@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ RUNGS = (30, 60, 120, 240, 480)
 NETWORKS = 60
 SEED = 0
 NAMES = ("accuracy", "macs_g")
+ETAS = (2, 3, 4)
+LEAST, MOST = 0.22, 0.35
+"""Schedules are replayed that would take such a share of the steps if nothing were promoted on arrival or in the end."""
 ORDERS = 8
 """Replays, each with the networks in another order: asynchronous promotion depends on it."""
 
@@ -132,18 +136,20 @@ class Replayed:
     best_lost: float
 
 
-def replay(table: Mapping[str, Any], *, first: int, eta: int, seed: int) -> Replayed:
-    """The search's own loop over the table, every network once, in an order drawn by the seed; `first` is the rung it begins with."""
+def replay(table: Mapping[str, Any], *, rungs: Sequence[int], eta: int, seed: int) -> Replayed:
+    """The search's own loop over the table, every network once, in an order drawn by the seed. rungs: of the recorded ones, those that
+    the search has, the last among them."""
     from nasvit.search.evaluate import Settings
     from nasvit.search.loop import Loop
 
-    rungs, rows = tuple(table["rungs"][first - 1 :]), {row["arch_id"]: row for row in table["networks"]}
+    rungs, rows = tuple(rungs), {row["arch_id"]: row for row in table["networks"]}
+    places = [table["rungs"].index(steps) for steps in rungs]
     archs = [Arch.from_dict(row["arch"]) for row in rows.values()]
     random.Random(seed).shuffle(archs)
 
     def look_up(job: Any) -> TrialRecord:
         row = rows[job.arch.id]
-        values = {"accuracy": row["accuracy"][first + job.rung - 2], "macs_g": row["macs_g"], "params_m": row["params_m"]}
+        values = {"accuracy": row["accuracy"][places[job.rung - 1]], "macs_g": row["macs_g"], "params_m": row["params_m"]}
         return TrialRecord(trial=job.trial, status="complete", rung=job.rung, arch=job.arch.to_dict(), arch_id=job.arch.id,
                            params=job.params, objectives=values)
 
@@ -163,20 +169,30 @@ def replay(table: Mapping[str, Any], *, first: int, eta: int, seed: int) -> Repl
     return Replayed(steps=steps, volume=hypervolume(points, reference) / hypervolume(full, reference), best_lost=lost)
 
 
+def synchronous(rungs: Sequence[int], *, eta: int) -> float:
+    """The share of the steps that synchronous halving takes: one of eta of each rung goes on."""
+    return sum((steps - before) / eta**k for k, (before, steps) in enumerate(zip((0, *rungs[:-1]), rungs, strict=True))) / rungs[-1]
+
+
 def report(path: Path) -> None:
     """Print the figures of every beginning and eta."""
     table = json.loads(path.read_text())
     rungs, rows = table["rungs"], table["networks"]
     full = to_minimised([{"accuracy": r["accuracy"][-1], "macs_g": r["macs_g"]} for r in rows], NAMES)
     print(f"{len(rows)} networks, rungs {rungs}, {int(non_dominated(full).sum())} on the front of full training, {ORDERS} orders\n")
-    print("| first rung | eta | share of the steps | hypervolume of the front of full training: mean | least | best accuracy lost |")
+    print("| rungs | eta | share of the steps | hypervolume of the front of full training: mean | least | best accuracy lost |")
     print("|---|---|---|---|---|---|")
-    for first in (2, 1):
-        for eta in (3, 2):
-            runs = [replay(table, first=first, eta=eta, seed=seed) for seed in range(ORDERS)]
-            print(f"| {rungs[first - 1]} | {eta} | {statistics.mean(r.steps for r in runs):.3f} | "
-                  f"{statistics.mean(r.volume for r in runs):.4f} | {min(r.volume for r in runs):.4f} | "
-                  f"{100 * statistics.mean(r.best_lost for r in runs):.2f} points |", flush=True)
+    schedules = [(tuple(r for r in rungs if r in chosen or r == rungs[-1]), eta) for size in range(1, len(rungs))
+                 for chosen in combinations(rungs[:-1], size) for eta in ETAS]
+    schedules = [(steps, eta) for steps, eta in schedules if LEAST < synchronous(steps, eta=eta) < MOST]
+    rows_made = []
+    for steps, eta in schedules:
+        runs = [replay(table, rungs=steps, eta=eta, seed=seed) for seed in range(ORDERS)]
+        rows_made.append((statistics.mean(r.steps for r in runs), f"| {', '.join(map(str, steps))} | {eta} | "
+                          f"{statistics.mean(r.steps for r in runs):.3f} | {statistics.mean(r.volume for r in runs):.4f} | "
+                          f"{min(r.volume for r in runs):.4f} | {100 * statistics.mean(r.best_lost for r in runs):.2f} points |"))
+    for _, row in sorted(rows_made):
+        print(row)
     print("\n| rung (steps) | Kendall's tau with the top rung | 90 % interval |\n|---|---|---|")
     for rung, steps in enumerate(rungs[:-1]):
         tau = kendall_interval([r["accuracy"][rung] for r in rows], [r["accuracy"][-1] for r in rows], seed=0)

@@ -2,6 +2,9 @@
 
     python experiments/runtime_table.py --markdown reports/published/runtimes.md --cells runtimes.json
 
+    python experiments/runtime_table.py --cells runtimes.json --exports FOLDER            (all but the times needs no quiet machine)
+    python experiments/runtime_table.py --cells runtimes.json --exports FOLDER --times     (the times of those cells anew)
+
 ExecuTorch and LiteRT are in the table where NASVIT_EXECUTORCH_PYTHON and NASVIT_LITERT_PYTHON name their environments. Cells that
 the JSON file of --cells holds are not measured again: a run that was broken off goes on.
 """
@@ -70,8 +73,11 @@ def parsed(text: str) -> Runtime:
     return make_runtime(name, **dict(pair.split("=") for pair in query.split("&") if pair))
 
 
-def measured(name: str, text: str) -> Cell:
-    """One cell: parity on random inputs, size of the file, and the ratio of CPU time to eager's, call by call in turns."""
+def measured(name: str, text: str, *, exports: Path | None, known: Cell | None, seconds: float) -> Cell:
+    """One cell: parity on random inputs, size of the file, and the ratio of CPU time to eager's, call by call in turns.
+
+    exports: keeps exported files. known: a cell whose times alone are made anew.
+    """
     runtime = parsed(text)
     reason = runtime.missing()
     if reason is not None:
@@ -81,7 +87,10 @@ def measured(name: str, text: str) -> Cell:
     begun = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            cell, ready = _timed(form, image, runtime=runtime, folder=Path(folder))
+            place = Path(folder) if exports is None else exports / f"{name} {text}".translate(str.maketrans(" ?=", "---"))
+            cell, ready = _timed(form, image, runtime=runtime, folder=place, seconds=seconds)
+            if known is not None:
+                return {**known, **cell}
             found = compare(form, runtime=runtime, shape=(1, 3, 224, 224), inputs=IMAGES, seed=0, ready=ready)
     except NasvitError as error:
         return {"failed": str(error)}
@@ -89,7 +98,8 @@ def measured(name: str, text: str) -> Cell:
             "version": runtime.version(), "seconds": time.perf_counter() - begun}
 
 
-def _timed(form: nn.Module, image: Tensor, *, runtime: Runtime, folder: Path) -> tuple[Cell, Callable[[Sequence[Tensor]], Any]]:
+def _timed(form: nn.Module, image: Tensor, *, runtime: Runtime, folder: Path,
+           seconds: float) -> tuple[Cell, Callable[[Sequence[Tensor]], Any]]:
     """The cell's times and size, and how to get outputs of what was prepared."""
     eager = _clock(lambda: form(image))
     if not isinstance(runtime, FileRuntime):
@@ -99,9 +109,12 @@ def _timed(form: nn.Module, image: Tensor, *, runtime: Runtime, folder: Path) ->
             with torch.inference_mode():
                 return [[torch.as_tensor(call(one)).numpy().copy()] for one in images]
 
-        return _interleaved(eager, _clock(lambda: call(image))), here
-    path = runtime.export(form, image, folder / "model")
-    size = sum(p.stat().st_size for p in folder.iterdir())
+        return _interleaved(eager, _clock(lambda: call(image)), seconds=seconds), here
+    path = folder / f"model{runtime.suffix}"
+    if not (folder / "done").exists():
+        runtime.export(form, image, path)
+        (folder / "done").touch()
+    size = sum(p.stat().st_size for p in folder.iterdir() if p.stem == "model")
     np.save(folder / "image.npy", image.numpy())
     request = {"runtime": runtime.name, "path": str(path), "settings": runtime.settings, "image": str(folder / "image.npy")}
     command = [runtime.interpreter, "-I", __file__, "child", sessions_module.__file__, json.dumps(request)]
@@ -117,7 +130,7 @@ def _timed(form: nn.Module, image: Tensor, *, runtime: Runtime, folder: Path) ->
             return reply["cpu_ms"], reply["wall_ms"]
 
         child.stdout.readline()
-        cell = _interleaved(eager, other)
+        cell = _interleaved(eager, other, seconds=seconds)
         child.stdin.close()
     return {**cell, "file_mb": size / 1e6}, lambda images: runtime.run_file(path, [one.numpy() for one in images], threads=1)
 
@@ -132,11 +145,11 @@ def _clock(call: Callable[[], object]) -> Callable[[], tuple[float, float]]:
     return timed
 
 
-def _interleaved(eager: Callable[[], tuple[float, float]], other: Callable[[], tuple[float, float]]) -> Cell:
+def _interleaved(eager: Callable[[], tuple[float, float]], other: Callable[[], tuple[float, float]], *, seconds: float) -> Cell:
     for _ in range(WARM_UP):
         eager(), other()
     pairs, begun = [], time.perf_counter()
-    while len(pairs) < LEAST_PAIRS or (len(pairs) < PAIRS and time.perf_counter() - begun < SECONDS):
+    while len(pairs) < LEAST_PAIRS or (len(pairs) < PAIRS and time.perf_counter() - begun < seconds):
         pairs.append((eager(), other()))
     ratios = sorted(theirs[0] / ours[0] for ours, theirs in pairs)
     eager_ms, other_ms = (median(pair[side][0] for pair in pairs) for side in (0, 1))
@@ -145,7 +158,7 @@ def _interleaved(eager: Callable[[], tuple[float, float]], other: Callable[[], t
             "high": ratios[-1 - len(ratios) // 4], "cores": cores, "pairs": len(pairs)}
 
 
-def table(cells: dict[str, Cell]) -> str:
+def table(cells: dict[str, Cell], *, note: str) -> str:
     """Markdown: one table of ratios, one of parity and size."""
     names = [m for m in MODELS if any(key.startswith(f"{m} ") for key in cells)]
     short = [name.replace("_patch16_224", "").replace("_patch4_window7_224", "") for name in names]
@@ -177,7 +190,8 @@ def table(cells: dict[str, Cell]) -> str:
     reasons = "".join(f"* {key}: {cell['failed']}\n" for key, cell in cells.items() if "failed" in cell)
     versions = sorted({cell["version"] for cell in cells.values() if "version" in cell})
     return (f"{', '.join(versions)}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.\n\n"
-            "## CPU milliseconds, as a ratio to eager\n\nMedian, and the quartiles of the pairs. Below 1 is faster than eager.\n\n"
+            + (f"**{note}**\n\n" if note else "")
+            + "## CPU milliseconds, as a ratio to eager\n\nMedian, and the quartiles of the pairs. Below 1 is faster than eager.\n\n"
             + rows(ratio) + eager
             + f"\n## Parity with eager\n\nLargest relative difference on {IMAGES} random inputs whose token selections agree (float32: at "
             f"most {BOUND:g}); where none agrees, of all. int8 is another function: its accuracy is measured on a trained network.\n\n"
@@ -190,6 +204,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--runtimes", nargs="*", default=RUNTIMES)
     parser.add_argument("--cells", type=Path, help="a JSON file that keeps what was measured")
+    parser.add_argument("--exports", type=Path, help="a folder that keeps the exported files")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of timing for a cell, at most")
+    parser.add_argument("--times", action="store_true", help="only times, of the cells that there are")
+    parser.add_argument("--note", default="", help="a sentence on the machine's state, shown above the table")
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -197,15 +215,16 @@ def main() -> None:
     cells: dict[str, Cell] = json.loads(given.cells.read_text()) if given.cells and given.cells.exists() else {}
     for text in given.runtimes:
         for name in given.models:
-            if f"{name} {text}" in cells:
+            known = cells.get(f"{name} {text}")
+            if (known is None or "failed" in known) if given.times else known is not None:
                 continue
-            cells[f"{name} {text}"] = measured(name, text)
+            cells[f"{name} {text}"] = measured(name, text, exports=given.exports, known=known, seconds=given.seconds)
             print(name, text, cells[f"{name} {text}"], flush=True)
             if given.cells:
                 given.cells.write_text(json.dumps(cells, indent=1))
     body = ("# Runtimes\n\n`python experiments/runtime_table.py --markdown reports/published/runtimes.md`\n\nOne thread, batch 1, 224 px, "
             "untrained weights with nothing at zero, every network in its inference form. Calls take turns with eager's on the same "
-            "machine; figures are the process's CPU time, and differences under 10 % mean nothing. " + table(cells))
+            "machine; figures are the process's CPU time, and differences under 10 % mean nothing. " + table(cells, note=given.note))
     if given.markdown:
         given.markdown.write_text(body, encoding="utf-8")
     else:

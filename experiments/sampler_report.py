@@ -9,6 +9,8 @@ at 300 at least 0.99 of a table's true front, and at no count significantly belo
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="write it here instead of printing it")
     args = parser.parse_args(argv)
     try:
-        text = compose(args.folders, ours=args.ours, notes=args.note)
+        text = compose(args.folders, ours=args.ours, notes=args.note, figures=args.markdown.parent if args.markdown else None)
     except NasvitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compose(folders: Sequence[Path], *, ours: str, notes: Sequence[str] = ()) -> str:
-    """The whole report."""
+def compose(folders: Sequence[Path], *, ours: str, notes: Sequence[str] = (), figures: Path | None = None) -> str:
+    """The whole report. figures: a folder that each comparison's figure is copied to, and shown from."""
     rows, parts = [], []
     for folder in folders:
         names = ("summary.csv", "tests.csv", "report.md")
@@ -53,7 +55,7 @@ def compose(folders: Sequence[Path], *, ours: str, notes: Sequence[str] = ()) ->
         text = (folder / "report.md").read_text(encoding="utf-8").strip()
         rows.append(goals(text.splitlines()[0].removeprefix("## "), pd.read_csv(folder / "summary.csv"), pd.read_csv(folder / "tests.csv"),
                           ours=ours))
-        parts.append(text)
+        parts.append(text if figures is None else _with_figure(text, folder=folder, to=figures))
     head = ["# Samplers against each other", "", f"Made by `{COMMAND}`",
             "for each problem (synthetic ones by `--problem hierarchical:SEED`), then",
             "`python experiments/sampler_report.py reports/runs/samplers/* --markdown reports/published/samplers.md`.",
@@ -87,6 +89,16 @@ def goals(problem: str, summary: pd.DataFrame, tests: pd.DataFrame, *, ours: str
         f"{ours} at {LATE}": f"{mine[f'hv@{LATE}']:.3f}{whole}",
         "significantly below": ", ".join(f"{r.peer}@{r.trials}" for r in below.itertuples()) or none,
         "significantly above": f"{len(above)} of {len(rivals)}"}
+
+
+def _with_figure(text: str, *, folder: Path, to: Path) -> str:
+    """The report of a folder with its figure, where there is one, under the title."""
+    if not (folder / "figure.png").exists():
+        return text
+    title, _, rest = text.partition("\n")
+    name = f"samplers_{re.sub('[^a-z0-9]+', '_', title.removeprefix('## ').lower())}.png"
+    shutil.copyfile(folder / "figure.png", to / name)
+    return f"{title}\n\n![hypervolume over trials]({name})\n{rest}"
 
 
 def _met(yes: Any) -> str:

@@ -38,9 +38,13 @@ def _boolean(name: str, value: Any) -> None:
         raise ArchError(f"{name} must be true or false, not {value!r}")
 
 
+MAX_SIZE = 2**20
+"""No width, side or number of classes is larger: what lies above is a slip or an attack, and is refused before anything counts to it."""
+
+
 def _positive(name: str, value: Any) -> None:
-    if not is_int(value) or value < 1:
-        raise ArchError(f"{name} must be a positive integer, not {value!r}")
+    if not is_int(value) or not 1 <= value <= MAX_SIZE:
+        raise ArchError(f"{name} must be a positive integer up to {MAX_SIZE}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

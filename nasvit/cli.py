@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from nasvit import __version__
 from nasvit.commands.compare import compare
+from nasvit.commands.dashboard import dashboard
 from nasvit.commands.devices import devices
 from nasvit.commands.export import export
 from nasvit.commands.measure import measure
+from nasvit.commands.new import new
 from nasvit.commands.profile import profile
 from nasvit.commands.prune import prune
 from nasvit.commands.repair import repair
@@ -51,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `nasvit list | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a missing right: what the system says is the message
+        if debug:
+            raise
+        error_console.print(f"nasvit: {error}", markup=False, highlight=False, soft_wrap=True)
+        return RunError.exit_code
     return 0
 
 
@@ -89,6 +97,8 @@ def search(
     ray_address: Annotated[str | None, typer.Option(help="A running cluster for engine ray: auto, HOST:PORT, ray://HOST:PORT.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="What each worker of the engine ray reserves, such as 0.5.")] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="random or timm:NAME, under the same protocol; may be repeated.")] = None,
+    storage: Annotated[str | None, typer.Option(envvar="NASVIT_STORAGE", help="URL of an Optuna storage that is given a copy of the "
+                                                                              "trials to watch.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: reports/runs/DATE-DATA-SPACE).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume although recipe, rungs, limits or data differ.")] = False,
@@ -114,7 +124,7 @@ def search(
 
     title = f"nasvit search: {Path(loaded.space).stem} on {loaded.data}, device {loaded.device}, into {place}"
     with Display(title=title, console=out_console) as display:
-        summary = run(loaded, out=place, resume=resume, allow_drift=allow_drift, progress=display)
+        summary = run(loaded, out=place, resume=resume, allow_drift=allow_drift, progress=display, storage=storage)
     if summary.get("evaluated"):
         render(place)
     elif summary.get("stopped_because") != "interrupted":
@@ -163,19 +173,21 @@ def list_(what: Annotated[str | None, typer.Argument(help="mixers, spaces, sampl
     from nasvit.commands.listing import KINDS, listing
 
     for kind in [what] if what is not None else KINDS:
-        table = Table("name", "what it is", title=kind, title_justify="left", box=None, header_style="dim")
-        for name, text in listing(kind):
-            table.add_row(name, text)
+        table = Table("name", "from", "what it is", title=kind, title_justify="left", box=None, header_style="dim")
+        for row in listing(kind):
+            table.add_row(*map(escape, row))
         out_console.print(table)
 
 
 app.command(no_args_is_help=True)(measure)
 app.command()(devices)
+app.command(no_args_is_help=True)(new)
 app.command(no_args_is_help=True)(profile)
 app.command(no_args_is_help=True)(prune)
 app.command(no_args_is_help=True)(repair)
 app.command(no_args_is_help=True)(show)
 app.command(no_args_is_help=True)(compare)
+app.command(no_args_is_help=True)(dashboard)
 app.command(no_args_is_help=True)(export)
 app.command(no_args_is_help=True)(train)
 

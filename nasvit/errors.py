@@ -45,3 +45,7 @@ class CheckpointError(NasvitError):
 
 class RunError(NasvitError):
     """A run directory that is missing, damaged, or belongs to another search."""
+
+
+class StorageError(RunError):
+    """The run directory cannot be written, as on a full disk: no trial is to blame, the search ends and can be resumed."""

@@ -55,7 +55,7 @@ def _depth(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> st
 
 def _overlap(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
     depth: Any = params.get("cluster_depth", 0)
-    most = 0 if not is_int(depth) or depth <= 0 else grid[0] * grid[1] // 2 ** int(depth)
+    most = 0 if not is_int(depth) or depth <= 0 else grid[0] * grid[1] >> min(depth, 63)  # 2**depth may be too large to be written
     return None if is_int(value) and 0 <= value <= most else f"0 to {most} tokens at cluster_depth {depth}"
 
 
@@ -79,8 +79,8 @@ def forced(name: str, params: Mapping[str, Scalar], *, grid: Grid) -> Scalar | N
     A window that covers the map's shorter side is not shifted (Swin's rule); an uncut map has no neighbour cluster.
     """
     if name == "shift" and "window_size" in params:
-        size = int(params["window_size"])
-        return False if size >= min(grid) or size == 1 else None
+        size = params["window_size"]
+        return False if is_int(size) and (size >= min(grid) or size == 1) else None  # type: ignore[operator]
     if name == "overlap" and params.get("cluster_depth") == 0:
         return 0
     return None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the search imports torch and optuna: a display must not
     from nasvit.search.progress import Snapshot
 
 LINE_SECONDS = 10.0
+PREPARING = "loading data, calibrating the device, once trying what its runtime takes of the space (a minute or two), starting workers"
 PLOT_WIDTH, PLOT_HEIGHT = 56, 11
 
 Point = tuple[float, float]
@@ -29,13 +30,14 @@ class Display:
 
     def __init__(self, *, title: str, console: Console) -> None:
         self.title, self.console = title, console
-        waiting = Panel("loading data, calibrating the device, starting workers", title=Text(title), title_align="left", border_style="dim")
+        waiting = Panel(PREPARING, title=Text(title), title_align="left", border_style="dim")
         self._live = Live(waiting, console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
         self._printed = -math.inf
+        self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._live is None:
-            self.console.print(self.title, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(f"{self.title}\n{PREPARING}", markup=False, highlight=False, soft_wrap=True)
         else:
             self._live.start()
         return self
@@ -47,10 +49,12 @@ class Display:
     def __call__(self, snapshot: Snapshot) -> None:
         if self._live is not None:
             self._live.update(picture(snapshot, title=self.title))
-        elif snapshot.stopped_because is not None or time.monotonic() - self._printed >= LINE_SECONDS:
-            if self._printed == -math.inf:
-                for note in snapshot.notes:
-                    self.console.print(note, markup=False, highlight=False, soft_wrap=True)
+            return
+        for note in snapshot.notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                self.console.print(note, markup=False, highlight=False, soft_wrap=True)
+        if snapshot.stopped_because is not None or time.monotonic() - self._printed >= LINE_SECONDS:
             self._printed = time.monotonic()
             self.console.print(line(snapshot), markup=False, highlight=False, soft_wrap=True)
 
@@ -62,8 +66,14 @@ def line(snapshot: Snapshot) -> str:
              "rungs " + "/".join(map(str, snapshot.per_rung)), f"front {len(snapshot.front)}",
              f"best {best:.2%}" if best is not None else "best -", f"hypervolume {snapshot.hypervolume:.4g}",
              f"elapsed {duration(snapshot.elapsed_s)}"]
+    parts += [f"nodes {places(snapshot)}"] if snapshot.nodes else []
     parts.append(f"stopped: {snapshot.stopped_because}" if snapshot.stopped_because else f"left {duration(snapshot.eta_s)}")
     return "  ".join(parts)
+
+
+def places(snapshot: Snapshot) -> str:
+    """The nodes of a cluster, each with how many of its workers are at work: `10.0.0.5 3/4, 10.0.0.6 0/2`."""
+    return ", ".join(f"{node.name} {node.busy}/{node.workers}" for node in snapshot.nodes)
 
 
 def duration(seconds: float | None) -> str:
@@ -95,7 +105,8 @@ def picture(snapshot: Snapshot, *, title: str) -> Panel:
     body = Table.grid(padding=(0, 3))
     body.add_row(Text("\n".join(plot(snapshot.front)), no_wrap=True), Group(facts, Text(), bands))
     notes = [Text(note, style="yellow") for note in snapshot.notes]
-    return Panel(Group(top, Text(), body, *notes), title=Text(title), title_align="left", border_style="dim")
+    nodes = [Text(f"workers at work: {places(snapshot)}", style="dim")] if snapshot.nodes else []
+    return Panel(Group(top, Text(), body, *nodes, *notes), title=Text(title), title_align="left", border_style="dim")
 
 
 def plot(front: Sequence[Point], *, width: int = PLOT_WIDTH, height: int = PLOT_HEIGHT) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `nasvit list` lists: the names that experiments, spaces and options accept, each with a line."""
+"""What `nasvit list` lists: the names that experiments, spaces and options accept, each with where it comes from and a line."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from collections.abc import Callable
 from typing import Any
 
 from nasvit.errors import ConfigError
-from nasvit.registry import Registry, unknown
+from nasvit.registry import OWN, Registry, unknown
 
-Rows = list[tuple[str, str]]
+Rows = list[tuple[str, str, str]]
 
 
 def listing(kind: str) -> Rows:
-    """(name, one line) of everything of a kind. Raises ConfigError for an unknown kind."""
+    """(name, package, one line) of everything of a kind; also what a package offers and cannot be had. Raises ConfigError for an unknown
+    kind."""
     if kind not in _MAKERS:
         raise ConfigError(unknown("list", kind, list(KINDS)))
     return _MAKERS[kind]()
 
 
-def _described(registry: Registry[Any]) -> Rows:
+def _described(registry: Registry[Any], *, line: Callable[[str, str], str] = lambda name, text: text) -> Rows:
+    """`line` makes the text of a name from the first line of its object's documentation."""
     rows = []
     for name in registry:
-        item = registry[name]
-        text = inspect.getdoc(item) or ""
-        rows.append((name, text.split("\n")[0]))
-    return rows
+        first = (inspect.getdoc(registry[name]) or "not described by its author").split("\n")[0]
+        rows.append((name, registry.origin(name), line(name, first)))
+    return rows + [(name, refused.package, f"CANNOT BE HAD: {refused.reason}") for name, refused in registry.refused().items()]
 
 
 def _mixers() -> Rows:
     from nasvit.models.mixers import MIXERS, parameters_of
 
-    return [(name, f"{text} Parameters: {', '.join(parameters_of(name)) or 'none'}.") for name, text in _described(MIXERS)]
+    return _described(MIXERS, line=lambda name, text: f"{text} Parameters: {', '.join(parameters_of(name)) or 'none'}.")
 
 
 def _spaces() -> Rows:
     from nasvit.space import SearchSpace, shipped
 
     spaces = [SearchSpace.load(path) for path in shipped().values()]
-    return [(s.name, f"{s.file.description} {s.size():.1e} architectures, {s.file.sizes[0]} to {s.file.sizes[-1]} px.") for s in spaces]
+    return [(s.name, OWN, f"{s.file.description} {s.size():.1e} architectures, {s.file.sizes[0]} to {s.file.sizes[-1]} px.")
+            for s in spaces]
 
 
 def _samplers() -> Rows:
@@ -62,19 +64,19 @@ def _devices() -> Rows:
 def _runtimes() -> Rows:
     from nasvit.runtimes import RUNTIMES
 
-    rows = []
-    for name, text in _described(RUNTIMES):
+    def line(name: str, text: str) -> str:
         runtime = RUNTIMES[name]()
         reason = runtime.missing()
-        rows.append((name, f"{text} On {' and '.join(runtime.devices)}. " + (f"Here: {runtime.version()}." if reason is None
-                                                                           else f"Not here: {reason}.")))
-    return rows
+        here = f"Here: {runtime.version()}." if reason is None else f"Not here: {reason}."
+        return f"{text} On {' and '.join(runtime.devices)}. {here}"
+
+    return _described(RUNTIMES, line=line)
 
 
 def _data() -> Rows:
     from nasvit.data import KINDS as DATA_KINDS
 
-    return [(name, DATA_KINDS[name]().accepts) for name in DATA_KINDS]
+    return _described(DATA_KINDS, line=lambda name, text: DATA_KINDS[name]().accepts)
 
 
 def _proxies() -> Rows:
@@ -87,7 +89,7 @@ def _proxies() -> Rows:
 def _objectives() -> Rows:
     from nasvit.results.objectives import OBJECTIVES
 
-    return [(o.name, f"{o.label}, {o.direction}d") for o in OBJECTIVES.values()]
+    return [(o.name, OWN, f"{o.label}, {o.direction}d") for o in OBJECTIVES.values()]
 
 
 _MAKERS: dict[str, Callable[[], Rows]] = {"mixers": _mixers, "spaces": _spaces, "samplers": _samplers, "engines": _engines,

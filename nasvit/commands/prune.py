@@ -113,4 +113,8 @@ def _tell(facts: dict[str, Any], place: Path) -> None:
     of = "" if pruned["of_target"] is None else f", {pruned['of_target']:.0%} of the target"
     typer.echo(f"pruned {pruned['accuracy']:.2%} at {pruned['latency']['median_ms']:.4g} ms (remeasured; {ratio:.2f}x faster{of}), "
                f"{pruned['macs_g']:.4g} G MACs: {place / 'pruned'}")
+    onnx, timm = facts["written"]["onnx"], facts["written"]["timm"]
+    typer.echo(f"no ONNX file: {onnx['why']}" if onnx["file"] is None else f"{onnx['file']} agrees with torch to {onnx['error']:.0e}")
+    if timm["file"] is not None:
+        typer.echo(f"{timm['file']} loads into timm's own module, with the arguments in timm.json")
     typer.echo(facts["verdict"]["text"])

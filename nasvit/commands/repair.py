@@ -9,7 +9,7 @@ import typer
 
 
 def repair(run: Annotated[Path, typer.Argument(help="A run directory whose records are damaged.")]) -> None:
-    """Keep all intact records of a damaged run; the damaged lines are set aside."""
+    """Keep all intact records of a damaged run; the damaged lines are set aside, and damaged checkpoints named."""
     from nasvit.errors import RunError
     from nasvit.results.record import repair as mend
     from nasvit.search.directory import RECORDS, claimed
@@ -23,3 +23,21 @@ def repair(run: Annotated[Path, typer.Argument(help="A run directory whose recor
                 kept, damaged = mend(path)
                 lines = f"; damaged: line {', '.join(map(str, damaged))}, kept in {name}.damaged" if damaged else ", none damaged"
                 typer.echo(f"{path}: {kept} records intact{lines}")
+        checkpoints(run)
+
+
+def checkpoints(run: Path) -> None:
+    """Hold the checkpoints of the search against their checksums; those that are damaged go to `NAME.damaged`, and are named."""
+    from nasvit.errors import CheckpointError
+    from nasvit.models.weight_file import verify
+
+    found, damaged = sorted((run / "checkpoints").glob("*.safetensors")), 0
+    for path in found:
+        try:
+            verify(path)
+        except CheckpointError as error:
+            damaged += 1
+            path.replace(path.with_name(path.name + ".damaged"))
+            typer.echo(f"{error}; kept as {path.name}.damaged")
+    if found:
+        typer.echo(f"{run / 'checkpoints'}: {len(found) - damaged} of {len(found)} files intact")

@@ -49,9 +49,8 @@ def show(
 
 def _network(loaded: Any, *, pick: str) -> tuple[Any, tuple[int, int]]:
     """The trained module and the (H, W) it takes."""
-    from safetensors.torch import load_file
-
     from nasvit.models.build import build
+    from nasvit.models.weight_file import read_weights
     from nasvit.pruning.files import load as load_files
     from nasvit.report.picks import pick as choose
 
@@ -64,5 +63,5 @@ def _network(loaded: Any, *, pick: str) -> tuple[Any, tuple[int, int]]:
         raise RunError(f"{loaded.path}: trial {record.trial} has no checkpoint; pick a member of the front")
     arch = record.network()
     module = build(arch, seed=record.seed)
-    module.load_state_dict(load_file(loaded.path / record.checkpoint))
+    module.load_state_dict(read_weights(loaded.path / record.checkpoint))
     return module.eval(), arch.image_size

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nasvit.errors import DataError
-from nasvit.registry import Registry
+from nasvit.registry import Registry, subclass_of
 
 MEMORY_LIMIT_GB = 8.0
 """All images are kept in memory as uint8; more than this is refused before anything is read."""
@@ -116,7 +116,7 @@ class DataKind(ABC):
         delivers `image_size`; arrays may keep their own size."""
 
 
-KINDS: Registry[type[DataKind]] = Registry("data set kind")
+KINDS: Registry[type[DataKind]] = Registry("data set kind", group="nasvit.datasets", check=subclass_of(DataKind))
 
 
 def check_images(images: np.ndarray, *, where: str) -> NDArray[np.uint8]:

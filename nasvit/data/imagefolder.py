@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,10 @@ from nasvit.errors import DataError
 _PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAMED = 5  # so many skipped files are named in the notes
 _LOOKED_AT = 64  # so many headers decide the natural size
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What is decoded. Pillow knows more, and hands some of it to other programs, as PostScript to Ghostscript."""
+_MAX_PIXELS = 1 << 26  # of a decoded image, 8192 x 8192: about 0.7 GB while it is converted
+_BAND = 256  # rows of a 16-bit image at a time
 _BROKEN = (  # what Pillow's decoders raise for damaged files
     OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError,
     struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -42,10 +48,8 @@ class ImageFolder(DataKind):
         per_class = max(1, _LOOKED_AT // len(files))
         for path in (path for one in files for path in one[:per_class]):
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    with Image.open(path) as image:
-                        shorts.append(min(image.size))
+                with _opened(path) as image:
+                    shorts.append(min(image.size))
             except _BROKEN:
                 continue  # counted when the images are read
         if not shorts:
@@ -88,9 +92,10 @@ def part_root(root: Path, part: str) -> Path | None:
 
 
 def class_files(root: Path) -> list[tuple[str, list[Path]]]:
-    """(class name, its files), both sorted; hidden files do not count."""
+    """(class name, its files), both sorted; hidden files do not count. Pipes, devices and broken links are among them: they are skipped
+    by name when the images are read."""
     classes = [
-        (folder.name, sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))) for folder in _folders(root)
+        (folder.name, sorted(p for p in folder.rglob("*") if not p.is_dir() and not p.name.startswith("."))) for folder in _folders(root)
     ]
     if len(classes) < 2:
         found = ", ".join(name for name, _ in classes) or "none"
@@ -121,7 +126,7 @@ def _read_part(root: Path, names: list[str], image_size: tuple[int, int]) -> tup
         try:
             images[len(labels)] = decode(path, image_size)
         except _BROKEN as error:
-            bad.append((path, "empty file" if path.stat().st_size == 0 else type(error).__name__))
+            bad.append((path, "empty file" if path.is_file() and path.stat().st_size == 0 else _why(error)))
             continue
         labels.append(label)
     if 2 * len(bad) > len(todo):
@@ -134,18 +139,40 @@ def _read_part(root: Path, names: list[str], image_size: tuple[int, int]) -> tup
 def decode(path: Path, image_size: tuple[int, int]) -> NDArray[np.uint8]:
     """An image file -> uint8 (H, W, 3): EXIF orientation applied, RGB, resized to cover (bicubic), centre crop."""
     height, width = image_size
+    with _opened(path) as image:
+        side = 2 * max(height, width)
+        image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size; no effect elsewhere
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {_MAX_PIXELS}")
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image would be one too many
+        return np.asarray(ImageOps.fit(_rgb(image), (width, height), method=Image.Resampling.BICUBIC))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image, not decoded yet. Raises one of `_BROKEN` for what is no file, no image, or too large."""
+    if not path.is_file():
+        raise OSError("no regular file")  # opening a pipe would wait for ever
+    Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow's size limit becomes a skip
-        with Image.open(path) as image:
-            side = 2 * max(height, width)
-            image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size; no effect elsewhere
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(ImageOps.fit(_rgb(upright), (width, height), method=Image.Resampling.BICUBIC))
+        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+            yield image
+
+
+def _why(error: Exception) -> str:
+    """Why a file is skipped, without its path."""
+    said = "" if isinstance(error, UnidentifiedImageError) else f": {' '.join(str(error).split())[:80]}"
+    return f"{type(error).__name__}{said}"
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip it to white
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        pixels = np.empty((image.height, image.width), dtype=np.uint8)
+        for top in range(0, image.height, _BAND):
+            band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+            pixels[top : top + _BAND] = np.asarray(band).clip(0, 65535) >> 8
+        return Image.fromarray(pixels).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating point pixels")
     if image.mode == "P" and "transparency" in image.info:

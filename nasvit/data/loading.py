@@ -63,9 +63,13 @@ def describe(spec: str) -> DataInfo:
 
 
 def _kind_of(spec: str) -> str:
-    for name in KINDS if spec.strip() else ():  # an empty path would mean the working directory
-        if KINDS[name]().claims(spec):
-            return name
+    # an empty path would mean the working directory
+    claiming = [name for name in KINDS if KINDS[name]().claims(spec)] if spec.strip() else []
+    if len(claiming) > 1:
+        raise DataError(f"data {spec!r} is claimed by several kinds ({', '.join(f'{name} of {KINDS.origin(name)}' for name in claiming)}); "
+                        "accepted: one; uninstall a package or name the data otherwise")
+    if claiming:
+        return claiming[0]
     accepted = "; ".join(KINDS[name].accepts for name in KINDS)
     raise DataError(f"data {spec!r}: {_problem(spec)}; accepted: {accepted}")
 

@@ -45,6 +45,7 @@ class Agent:
     def __init__(self, requests: IO[bytes]) -> None:
         self.requests = requests
         self.folder = tempfile.mkdtemp(prefix="nasvit-agent-")
+        os.environ["TMPDIR"] = self.folder  # what a runtime leaves lying (ONNX Runtime: a file of its session) goes with the folder
         self.calls: dict[str, Callable[[], list[Any]]] = {}
         self.lock = ExitStack()
 

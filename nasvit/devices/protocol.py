@@ -18,8 +18,7 @@ MOST_S = 8.0
 PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """After each disturbed attempt: what disturbs a machine for a moment is over by then. So many in a row end the measurement."""
 NEEDED, NEEDED_LONG, LONG_S = 10, 5, 1.5
-"""Calm repeats of a figure, and of one whose attempts take longer than LONG_S. Measured: with 10 calm repeats two measurements of a
-network differ by under 3 % in 97 of 100 cases, with 5 in 91, with 10 of any kind in 74 to 84."""
+"""Calm repeats of a figure, and of one whose attempts take longer than LONG_S; experiments/latency_truth.py shows how figures repeat."""
 
 
 def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, batch_size: int, fingerprint: str, noise: str = "fail",

@@ -48,6 +48,15 @@ class JobLimits:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One machine of a cluster: how many workers it has, and how many of them are at work."""
+
+    name: str
+    workers: int
+    busy: int
+
+
 class Engine(ABC):
     """Runs functions of modules, with arguments that can be pickled. A context manager: leaving it shuts it down.
 
@@ -57,6 +66,8 @@ class Engine(ABC):
 
     workers: int
     """How many functions run at the same time."""
+    elsewhere: bool = False
+    """Whether workers may be on other machines: these share neither files nor the processor with the caller."""
 
     @abstractmethod
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
@@ -65,6 +76,17 @@ class Engine(ABC):
     @abstractmethod
     def shutdown(self, *, cancel: bool) -> None:
         """End the workers. With `cancel`, at once: what has not finished is cancelled; else after everything submitted. May be repeated."""
+
+    def send(self, name: str, value: Any) -> None:
+        """Have `value` ready for workers under this name (`parcels.fetched`), once on each node. Before the first `submit`.
+
+        Workers of this machine need no parcels: nothing is sent to them.
+        """
+        return None
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The machines that workers are on just now; none where all are on this one."""
+        return ()
 
     def __enter__(self) -> Self:
         return self

@@ -27,6 +27,8 @@ IMAGES = 16
 TOLERANCE = 1e-3
 """Largest difference of logits in float32, as a share of the largest logit."""
 DYNAMIC = ("onnxruntime", "openvino")
+RUN_TIMEOUT_S = 600
+"""So long may a runtime take for the images of the comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,12 @@ def run_file(file: Path, *, runtime: FileRuntime, batches: list[np.ndarray]) -> 
         given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
         np.savez(given, *batches)
         words = [str(sessions.__file__), runtime.name, str(file), json.dumps(dict(runtime.settings)), str(given), str(found)]
-        done = subprocess.run([sys.executable, "-c", _RUNNER, *words], capture_output=True, text=True, check=False, timeout=600)
+        try:
+            done = subprocess.run([sys.executable, "-c", _RUNNER, *words], capture_output=True, text=True, check=False,
+                                  timeout=RUN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise MeasurementError(f"{runtime.name} did not finish {file} on {len(batches)} batches within {RUN_TIMEOUT_S} s; choose "
+                                   "another runtime, or try again where the machine is not busy") from None
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise MeasurementError(f"{runtime.name} cannot run {file}: {last[:300]}")

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from nasvit.data import load
 from nasvit.errors import CheckpointError, RunError
 from nasvit.finals.subject import Subject
 from nasvit.finals.trained import METRICS, Trained, load_trained
 from nasvit.models.build import build
+from nasvit.models.weight_file import read_weights
 from nasvit.results.record import TrialRecord
 
 
@@ -27,8 +25,8 @@ def load_searched(run: Path, record: TrialRecord, experiment: Mapping[str, Any],
         raise RunError(f"the checkpoint of trial {record.trial} is gone; `nasvit train {run} --pick {record.arch_id}` makes its weights")
     module = build(arch, seed=record.seed)
     try:
-        module.load_state_dict(load_file(run / record.checkpoint))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        module.load_state_dict(read_weights(run / record.checkpoint))
+    except RuntimeError as error:
         raise CheckpointError(f"{run / record.checkpoint} does not fit trial {record.trial}: {str(error)[:300]}") from None
     data = load(str(experiment["data"]), seed=int(experiment.get("seed", 0)), image_size=arch.image_size)
     known = (env.get("data") or {}).get("fingerprint")

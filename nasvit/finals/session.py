@@ -23,8 +23,8 @@ from nasvit.finals.plan import EPOCHS, FinalPlan
 from nasvit.finals.subject import Subject
 from nasvit.finals.teacher import load_teacher
 from nasvit.finals.trained import ARCH, METRICS, PLAN, STATE, WEIGHTS, read_metrics, write_json, write_text
+from nasvit.models.weight_file import write_weights
 from nasvit.training import ALONE, Checkpoint, Moment, Recipe, Watch, World, evaluate, train
-from nasvit.training.state import write_tensors
 
 PROBE_STEPS = 12
 """Steps that tell the speed where a training is given minutes; the first two only warm up."""
@@ -118,7 +118,7 @@ def _seconds_per_step(module: nn.Module, task: Task, teacher: nn.Module | None, 
 def _finish(place: Path, subject: Subject, task: Task, module: nn.Module, *, trained: dict[str, Any]) -> None:
     """Weights, then the one look at the test split, then metrics.json, which says that the training is done."""
     data = task.data
-    write_tensors(place / WEIGHTS, module.state_dict())
+    write_weights(place / WEIGHTS, module.state_dict())
     if subject.arch is not None:
         write_text(place / ARCH, subject.arch.to_json() + "\n")
     try:

@@ -38,7 +38,7 @@ class Subject:
         if not name.startswith("timm:"):
             raise ConfigError(f"a model is timm:NAME, such as timm:levit_128s, not {name!r}")
         short = name.removeprefix("timm:")
-        return cls(id=re.sub(r"[^A-Za-z0-9_.-]", "_", short), model=short, searched=searched)
+        return cls(id=re.sub(r"[^A-Za-z0-9_.-]", "_", short).lstrip(".-") or "model", model=short, searched=searched)
 
     @property
     def label(self) -> str:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from nasvit.arch import Arch
 from nasvit.errors import CheckpointError, ConfigError, RunError
 from nasvit.finals.subject import Subject
+from nasvit.models.weight_file import read_weights
 
 METRICS, WEIGHTS, ARCH, HISTORY, PLAN, STATE = ("metrics.json", "model.safetensors", "arch.json", "history.csv", "plan.json",
                                                 "state.safetensors")
@@ -54,10 +53,10 @@ def load_trained(folder: Path | str) -> Trained:
         subject = Subject.of_model(f"timm:{model}") if text is None else Subject.of_arch(Arch.from_json(text))
         module = subject.make(image_size=tuple(data["image_size"]), in_channels=len(data["mean"]), num_classes=len(data["class_names"]),
                               seed=0)
-        module.load_state_dict(load_file(folder / WEIGHTS))
+        module.load_state_dict(read_weights(folder / WEIGHTS))
     except (KeyError, TypeError) as error:
         raise RunError(f"{folder / METRICS} is damaged: {error!r}") from None
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {subject.label}: {str(error)[:300]}") from None
     return Trained(module=module.eval(), subject=subject, metrics=metrics)
 

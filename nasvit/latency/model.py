@@ -141,7 +141,10 @@ class LatencyModel:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> LatencyModel:
         """The inverse of `to_dict`. Raises ConfigError for anything else."""
-        model = cls(about=raw.get("about", {}))
+        about = raw.get("about", {})
+        if not isinstance(about, Mapping):
+            raise ConfigError(f"not a latency profile: about must be a mapping, not {about!r}; make one with nasvit profile")
+        model = cls(about=about)
         try:
             for one in raw["observations"]:
                 model.observe(Arch.from_dict(one["arch"]), float(one["ms"]), error=float(one.get("error", 0.0)),
@@ -167,7 +170,7 @@ class LatencyModel:
         """Raises ConfigError for a file that is absent or no profile."""
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"cannot read the latency profile {path}: {error}") from None
         if not isinstance(raw, dict):
             raise ConfigError(f"{path} is not a latency profile: it must hold a mapping; make one with nasvit profile")
@@ -236,7 +239,8 @@ def _learn(observations: Sequence[Observation], *, before: _Fitted | None) -> _F
     alpha = cho_solve(factor, target)
     inverse = np.diag(cho_solve(factor, np.eye(n)))
     weights = (deviations[:-1] ** 2)[levels] * (rows.T @ alpha)
-    spread = _spread(np.abs(alpha / np.sqrt(inverse))[[not o.carried for o in observations]])
+    usual = np.sqrt(np.maximum(1 / inverse - excess, deviations[-1] ** 2))  # of a usual measurement, which is what is predicted
+    spread = _spread(np.abs(alpha / inverse / usual)[[not o.carried for o in observations]])
     return _Fitted(costs=costs, deviations=deviations, index=index, levels=levels, rows=rows, factor=factor, weights=weights, spread=spread,
                    n=n, learned_at=learned_at)
 

@@ -14,8 +14,9 @@ from nasvit.space.rules import ARCH_NAME
 def check_space(space: SearchSpace) -> None:
     """Raise ConfigError naming file, line and what is accepted: an unknown mixer, an unknown or a missing parameter."""
     for use in space.mixer_parameters():
-        if use.mixer not in MIXERS:
-            raise ConfigError(f"{use.where}: stage {use.stage}: {unknown('mixer', use.mixer, MIXERS.names())}")
+        refusal = MIXERS.refusal(use.mixer)
+        if refusal is not None:
+            raise ConfigError(f"{use.where}: stage {use.stage}: {refusal}")
         schema = parameters_of(use.mixer)
         spellings = sorted([*schema, *(ours for ours, theirs in ARCH_NAME.items() if theirs in schema)])
         for name, arch_name, where in use.params:

@@ -22,14 +22,14 @@ from nasvit.data.augment import Normaliser
 from nasvit.errors import MeasurementError
 from nasvit.models.build import build
 from nasvit.proxies.probe import Probe
-from nasvit.registry import Registry
+from nasvit.registry import Registry, function
 
 IMAGES = 32
 """Images of a score."""
 FLOOR = -30.0
 """The logarithm of nothing: a score at FLOOR is degenerate."""
 
-ZERO_COST: Registry[Callable[[Probe], float]] = Registry("zero-cost proxy")
+ZERO_COST: Registry[Callable[[Probe], float]] = Registry("zero-cost proxy", group="nasvit.proxies", check=function)
 """Name to a function of a Probe; the score is comparable between networks of one space, data set and image size alone."""
 
 

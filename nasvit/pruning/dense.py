@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,11 @@ def prepare(model: nn.Module, *, name: str | None = None, image_size: tuple[int,
     """An owned copy of a model, in eval mode on its device; the model itself is never changed.
 
     name: for people, such as timm:deit_small_patch16_224; the class's by default. image_size: of models that take any (PVTv2). check:
-    compare both on one image, and refuse the model if they differ. Raises UnsupportedModelError naming the modules it does not know.
+    compare both on one image, and refuse the model if they differ. A dense network that was owned before (`Dense.module`, or its files)
+    keeps its name. Raises UnsupportedModelError naming the modules it does not know.
     """
+    if isinstance(getattr(model, "plan", None), Plan):
+        return _owned(model, image_size=image_size)
     family = family_for(model)
     read = family.read(model)
     description = dict(read.description)
@@ -75,6 +79,18 @@ def prepare(model: nn.Module, *, name: str | None = None, image_size: tuple[int,
             raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: its owned copy differs by {difference:.1e} on an image, "
                                         "so the model does something that its modules do not show; the model is unchanged")
     return Dense(plan=plan, module=module)
+
+
+def _owned(model: nn.Module, *, image_size: tuple[int, int] | None) -> Dense:
+    """A copy of a network of `build`, if it is a dense one: which units of its dense model a pruned one has, no plan can name."""
+    plan: object = model.plan
+    assert isinstance(plan, Plan)
+    if not touches_nothing(plan):
+        raise UnsupportedModelError(f"{plan.source.name} was pruned before; prune its dense model further (the two files in dense/ "
+                                    "of the run); the model is unchanged")
+    if image_size is not None and input_shape(plan)[1:] != tuple(image_size):
+        raise UnsupportedModelError(f"{plan.source.name} takes images of {input_shape(plan)[1:]}, not {image_size}; the model is unchanged")
+    return Dense(plan=plan, module=copy.deepcopy(model).eval())
 
 
 def dense_plan(source: Source) -> Plan:

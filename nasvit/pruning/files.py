@@ -7,19 +7,17 @@ Neither needs the library or the weights that the dense model came from.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nasvit.arch import Arch
 from nasvit.errors import CheckpointError, ConfigError
 from nasvit.models.build import build as build_arch
+from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning.dense import build
 from nasvit.pruning.plan import Plan
 
@@ -62,22 +60,17 @@ def save(module: nn.Module, directory: str | Path) -> tuple[Path, Path]:
     form, directory = form_of(module), Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     arch, weights = directory / "arch.json", directory / "model.safetensors"
-    tensors = {name: value.detach().to("cpu").contiguous().clone() for name, value in module.state_dict().items()}
-    parts = weights.with_name(weights.name + ".tmp"), arch.with_name(arch.name + ".tmp")
-    save_file(tensors, parts[0], metadata={"id": form.id})
-    parts[1].write_text(form.to_json() + "\n", encoding="utf-8")
-    os.replace(parts[0], weights)
-    os.replace(parts[1], arch)
+    write_weights(weights, module.state_dict(), metadata={"id": form.id})
+    temporary = arch.with_name(arch.name + ".tmp")
+    temporary.write_text(form.to_json() + "\n", encoding="utf-8")
+    temporary.replace(arch)
     return arch, weights
 
 
 def load(arch: str | Path, weights: str | Path, *, place: str = "cpu") -> nn.Module:
     """The network of an arch.json with the weights of a .safetensors file, in eval mode. Raises ConfigError or CheckpointError."""
     module = build_form(read_form(arch))
-    try:
-        tensors = load_file(Path(weights), device=place)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{weights} cannot be read as safetensors ({error})") from None
+    tensors = read_weights(Path(weights), sealed=False)  # of other code too
     own = module.state_dict()
     faults = [f"{n} is missing" for n in own if n not in tensors] + [f"{n} has no place" for n in tensors if n not in own]
     faults += [f"{n} is {tuple(v.shape)}, not {tuple(own[n].shape)}" for n, v in tensors.items() if n in own and own[n].shape != v.shape]

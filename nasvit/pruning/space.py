@@ -16,6 +16,7 @@ from nasvit.errors import ArchError, ConfigError
 from nasvit.pruning.dense import check
 from nasvit.pruning.families import Layout
 from nasvit.pruning.plan import BlockPlan, Plan, PlanError
+from nasvit.pruning.speed import OutOfReach
 from nasvit.registry import unknown
 
 CHOICES = ("tokens", "heads", "mlp", "depth", "embed")
@@ -23,6 +24,9 @@ KNOTS = 3
 APPETITES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST = {"tokens": 0.75, "heads": 0.75, "head_dim": 0.5, "mlp": 0.875, "depth": 0.5, "embed": 0.5}
 """Share that is taken away where appetite and strength are 1."""
+DRAWS = 100
+BEYOND = 20
+"""So many plans are tried though they are predicted to miss the target, where all draws are: predictions learn from what they miss."""
 STRENGTHS = 200
 """Steps of the strength."""
 GRANULE = 8
@@ -86,6 +90,7 @@ class PruneSpace:
             raise ConfigError(f"{dense.source.name} cannot be pruned by {', '.join(choices)}; "
                               f"possible: {', '.join(c for c in CHOICES if possible[c])}")
         self._params: dict[str, dict[str, Any]] = {}
+        self._beyond: set[frozenset[tuple[str, Any]]] = set()
 
     # ---- what a search needs of a space ------------------------------------------------------------------------------------
 
@@ -98,7 +103,7 @@ class PruneSpace:
             strength = trial.suggest_int("strength", 1, STRENGTHS)
         else:
             known = getattr(trial, "params", {}).get("strength")
-            step = known if known is not None else self.solve(lambda steps: self.plan(shape, steps))
+            step = known if known is not None else self._solved(shape)
             strength = trial.suggest_int("strength", step, step)  # solved, and on record like what was chosen
         made = self.plan(shape, strength)
         if made == self.dense:
@@ -115,15 +120,44 @@ class PruneSpace:
         return self.from_parameters({}, rng=rng)
 
     def from_parameters(self, params: Mapping[str, Any], *, rng: random.Random | None = None) -> Plan:
-        """The plan of these parameters, missing ones drawn."""
+        """The plan of these parameters, missing ones drawn. Where every draw is predicted to miss the target, the one that is predicted
+        to miss it by least, at its strongest (BEYOND times). Raises ArchError."""
         kept = {k: v for k, v in params.items() if self.solve is None or k != "strength" or rng is None}
-        last = None
-        for _ in range(100 if rng is not None else 1):
+        last: object = "it was tried before"
+        far: list[tuple[float, dict[str, Any]]] = []
+        for _ in range(DRAWS if rng is not None else 1):
+            drawn = _Drawn(rng, kept)
             try:
-                return self.suggest(_Drawn(rng, kept))
+                made = self.suggest(drawn)
+                if rng is None or not self._was_beyond(drawn.params):
+                    return made
+            except OutOfReach as error:
+                last = error
+                far.append((error.ms, drawn.params))
             except ArchError as error:
                 last = error
-        raise ArchError(f"no plan was found in a hundred draws; the last: {last}")
+        for _, shape in sorted(far, key=lambda one: one[0]) if rng is not None and len(self._beyond) < BEYOND else ():
+            self._beyond.add(frozenset(shape.items()))
+            try:
+                return self.suggest(_Drawn(None, shape))
+            except ArchError as error:  # the strongest of these choices cannot be built
+                self._beyond.remove(frozenset(shape.items()))
+                last = error
+        raise ArchError(f"no plan was found in {DRAWS} draws; the last: {last}")
+
+    def _was_beyond(self, params: Mapping[str, Any]) -> bool:
+        """Whether these are choices that were tried at the strongest though they were predicted to miss."""
+        return params["strength"] == STRENGTHS and frozenset((k, v) for k, v in params.items() if k != "strength") in self._beyond
+
+    def _solved(self, shape: Mapping[str, Any]) -> int:
+        """The strength for the target; the strongest for a shape that is tried though it is predicted to miss."""
+        assert self.solve is not None
+        try:
+            return self.solve(lambda steps: self.plan(shape, steps))
+        except OutOfReach:
+            if frozenset(shape.items()) not in self._beyond:
+                raise
+            return STRENGTHS
 
     def size(self) -> int:
         """How many choices there are, rounded duplicates included."""

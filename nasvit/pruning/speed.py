@@ -17,10 +17,21 @@ from nasvit.pruning.plan import Plan
 
 PRIOR = 0.3
 """Weight of the prior on each term, against one measurement with the weight of its inverse latency."""
+DROPS = 2.0
+"""Places where tokens are dropped that count like the dense model's whole time: how dear one is varies most between models and runtimes, so
+a first surprise is put down to them rather than to what every plan has."""
 USUAL = 0.06
 """Half width of a good measurement's interval."""
 FIXED = 0.03
 """Share of the dense model's time that the prior gives to what no plan changes."""
+
+
+class OutOfReach(ArchError):
+    """Choices that are predicted above the target at the strongest; `ms` is what they are predicted at."""
+
+    def __init__(self, ms: float, *, aim_ms: float) -> None:
+        super().__init__(f"these choices leave {ms:.3g} ms at the strongest, above {aim_ms:.3g} ms")
+        self.ms = ms
 
 
 def terms(plan: Plan, layout: Layout) -> NDArray[np.float64]:
@@ -48,7 +59,7 @@ class Speed:
         self.layout, self.dense_ms = layout, dense_ms
         self.scale = terms(dense, layout)
         self.scale[self.scale == 0] = 1.0
-        self.scale[5] = 10.0
+        self.scale[5] = DROPS
         share = self.scale[1:4] / self.scale[1:4].sum() * (1 - FIXED)
         self.prior = np.array([FIXED, *share, 0.0, 0.0]) * dense_ms
         self.coefficients = self.prior
@@ -78,13 +89,14 @@ class Speed:
     def solver(self, *, aim_ms: Callable[[], float], steps: int) -> Callable[[Callable[[int], Plan]], int]:
         """Finds the smallest strength of 1 to `steps` whose plan is predicted at `aim_ms()` or below (a plan is faster the stronger).
 
-        Raises ArchError where not even the strongest is, or the weakest is far below already.
+        Raises OutOfReach where not even the strongest is, ArchError where the weakest is far below already.
         """
         def solve(plan: Callable[[int], Plan]) -> int:
             aim = aim_ms()
             low, high = 1, steps
-            if self.predict(plan(high)) > aim:
-                raise ArchError(f"these choices leave {self.predict(plan(high)):.3g} ms at the strongest, above {aim:.3g} ms")
+            strongest = self.predict(plan(high))
+            if strongest > aim:
+                raise OutOfReach(strongest, aim_ms=aim)
             while low < high:
                 middle = (low + high) // 2
                 low, high = (low, middle) if self.predict(plan(middle)) <= aim else (middle + 1, high)

@@ -30,11 +30,9 @@ def to_timm(module: nn.Module) -> nn.Module:
     ensure()
     import timm
 
-    options, left = plan.source.options, [b for b in plan.blocks if not b.gone]
-    hidden = left[0].mlp_dim * (1 if options["blocks"][0]["mlp"] == "mlp" else 2)
-    model = timm.create_model(plan.source.name.removeprefix("timm:"), img_size=tuple(options["image_size"]), depth=len(left),
-                              in_chans=options["in_channels"], num_classes=options["num_classes"], embed_dim=plan.embed_dims[0],
-                              num_heads=left[0].heads, mlp_ratio=(hidden + 0.5) / plan.embed_dims[0])
+    name, arguments = timm_arguments(plan)
+    options = plan.source.options
+    model = timm.create_model(name, **arguments)
     model.load_state_dict(_state(module, plan, model))
     first = next(module.parameters())
     model.to(first.device, first.dtype).eval()
@@ -42,6 +40,16 @@ def to_timm(module: nn.Module) -> nn.Module:
     if not difference <= SAME:
         raise PlanError(f"{plan.source.name}: timm's module differs by {difference:.1e}: the name says other options")
     return model
+
+
+def timm_arguments(plan: Plan) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of timm.create_model for a plan that `to_timm` accepts; JSON data."""
+    options, left = plan.source.options, [b for b in plan.blocks if not b.gone]
+    hidden = left[0].mlp_dim * (1 if options["blocks"][0]["mlp"] == "mlp" else 2)
+    return plan.source.name.removeprefix("timm:"), {
+        "img_size": list(options["image_size"]), "depth": len(left), "in_chans": options["in_channels"],
+        "num_classes": options["num_classes"], "embed_dim": plan.embed_dims[0], "num_heads": left[0].heads,
+        "mlp_ratio": (hidden + 0.5) / plan.embed_dims[0]}
 
 
 def _obstacle(plan: Plan) -> str | None:

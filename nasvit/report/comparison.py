@@ -12,11 +12,11 @@ import altair as alt
 import jinja2
 import numpy as np
 import pandas as pd
-import vl_convert
 from markupsafe import Markup
 
 from nasvit.errors import ConfigError
-from nasvit.report.embed import VEGA_LITE, page_scripts, svg_of
+from nasvit.report.cells import plain_cells
+from nasvit.report.embed import page_scripts, png_of, svg_of
 from nasvit.report.page import number, percent, shown
 from nasvit.report.plots import axis_of, scale_of, styled
 from nasvit.report.tables import Run, foreign, part, xy_front
@@ -198,8 +198,8 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     picture = chart(comparison, width=820, height=460)
     writers: dict[str, Callable[[Path], object]] = {
         "compare.html": lambda p: p.write_text(html, encoding="utf-8"),
-        "compare.png": lambda p: p.write_bytes(vl_convert.vegalite_to_png(picture, vl_version=VEGA_LITE, scale=2)),
-        "compare.csv": lambda p: comparison.table.to_csv(p, index=False)}
+        "compare.png": lambda p: p.write_bytes(png_of(picture)),
+        "compare.csv": lambda p: plain_cells(comparison.table).to_csv(p, index=False)}
     for name, put in writers.items():
         half_done = folder / f".{name}.{os.getpid()}.tmp"
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ import vl_convert
 from markupsafe import Markup
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _START = """
 const specs = JSON.parse(document.getElementById("specs").textContent);
 const drawn = new Set();
@@ -44,7 +46,21 @@ def page_scripts(specs: dict[str, Any]) -> dict[str, Markup]:
 
 def svg_of(spec: dict[str, Any]) -> str:
     """A chart as one SVG element."""
-    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    return str(vl_convert.vegalite_to_svg(_legible(spec), vl_version=VEGA_LITE))
+
+
+def png_of(spec: dict[str, Any]) -> bytes:
+    """A chart as a picture of twice its size."""
+    return bytes(vl_convert.vegalite_to_png(_legible(spec), vl_version=VEGA_LITE, scale=2))
+
+
+def _legible(value: Any) -> Any:
+    """The value with every sign replaced that no XML text may hold: a zero byte ends the process of vl-convert 1.9."""
+    if isinstance(value, str):
+        return _NOT_XML.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {key: _legible(one) for key, one in value.items()}
+    return [_legible(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _data_block(value: Any) -> Markup:

@@ -331,6 +331,8 @@ def _time(table: Mapping[str, Any], name: str) -> str:
 def _networks(size: Any) -> str:
     if not isinstance(size, (int, float)):
         return ""
+    if isinstance(size, float) and not math.isfinite(size):
+        return ""
     return f"{size:,.0f} networks" if size < 1e6 else f"about 10^{len(str(int(size))) - 1} networks"
 
 

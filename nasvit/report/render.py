@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
-import vl_convert
 from tabulate import tabulate
 
+from nasvit.report.cells import plain_cells
 from nasvit.report.devices import DEVICE_HEAD, columns, device_fronts, devices_chart, devices_section
-from nasvit.report.embed import VEGA_LITE, page_scripts
+from nasvit.report.embed import page_scripts, png_of
 from nasvit.report.page import (
     baseline_rows,
     front_rows,
@@ -36,7 +35,6 @@ from nasvit.report.tables import Run, load
 from nasvit.report.truth import truth_of, verdict
 from nasvit.report.verified import verify
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _KNEE = "knee"
 _FRONT_KEYS = ("accuracy", "latency", "interval", "macs", "params", "rung", "arch", "arch_id")
 _VERIFIED_KEYS = ("label", "mark", "proxy", "test", "val", "searched", "predicted", "now", "drift", "inside", "epochs")
@@ -47,10 +45,10 @@ def render(run_dir: Path | str) -> list[Path]:
     """Write the report of a run, finished or not, into the run directory; returns the files. Raises RunError as `load` does."""
     run = load(run_dir)
     writers: dict[str, Callable[[Path], object]] = {
-        **({"fronts.csv": lambda p: _plain_cells(device_fronts(run)).to_csv(p, index=False)} if columns(run) else {}),
-        "front.csv": lambda p: _plain_cells(run.front).to_csv(p, index=False),
+        **({"fronts.csv": lambda p: plain_cells(device_fronts(run)).to_csv(p, index=False)} if columns(run) else {}),
+        "front.csv": lambda p: plain_cells(run.front).to_csv(p, index=False),
         "trials.parquet": lambda p: run.trials.to_parquet(p, index=False),
-        "front.png": lambda p: p.write_bytes(vl_convert.vegalite_to_png(picture(run), vl_version=VEGA_LITE, scale=2)),
+        "front.png": lambda p: p.write_bytes(png_of(picture(run))),
         "report.md": lambda p: p.write_text(markdown(run), encoding="utf-8"),
         "report.html": lambda p: p.write_text(html(run), encoding="utf-8"),
     }
@@ -130,11 +128,3 @@ def _cell(value: Any) -> str:
     """Text that stays in its Markdown cell: no markup, no new line, no column of its own."""
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text.replace("|", "\\|").replace("`", "'").replace("](", "]\\(")
-
-
-def _plain_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Text cells that a spreadsheet would run as a formula get a leading apostrophe."""
-    def plain(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-    return table.assign(**{name: table[name].map(plain) for name in table.columns if isinstance(table[name].dtype, pd.StringDtype)})

@@ -5,7 +5,6 @@ Every frame has one row per thing and units in the column names. `trials` stands
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from nasvit.arch import Arch
 from nasvit.errors import ArchError, ConfigError, RunError
+from nasvit.report.run_files import read_mapping
 from nasvit.report.shorthand import arch_text, block_text, main_mixer, mean_keep_ratio, plan_facts
 from nasvit.results.front import Points, hypervolume, knee, non_dominated, pareto, reference_point, to_minimised
 from nasvit.results.objectives import OBJECTIVES, objective
@@ -27,7 +26,6 @@ DEFAULT_OBJECTIVES = ("accuracy", "latency_ms")
 TRIAL_COLUMNS = ("trial", "arch_id", "status", "rung", *OBJECTIVES, "ci_low_ms", "ci_high_ms", "verdict", "seconds", "depth", "widths",
                  "mixers", "main_mixer", "keep_ratio", "on_front", "reason", "label")
 CHOICE_COLUMNS = ("order", "trial", "arch_id", "stage", "block", "choice", "value")
-_MAX_BYTES = 1 << 20  # experiment, env and summary are small; anything larger is not one of ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ def load(run_dir: Path | str) -> Run:
         raise ConfigError(f"{path} is not a directory; give the folder that `nasvit search --out` wrote")
     if not (path / "experiment.yaml").exists() and not (path / "records.jsonl").exists():
         raise ConfigError(f"{path} is not a run directory: it has neither experiment.yaml nor records.jsonl")
-    experiment, env, summary = (_mapping(path / name) for name in ("experiment.yaml", "env.json", "summary.json"))
+    experiment, env, summary = (read_mapping(path / name) for name in ("experiment.yaml", "env.json", "summary.json"))
     records = tuple(read(path / "records.jsonl"))
     names = _objectives(summary, experiment, path)
     points = _points(latest(records).values(), names)
@@ -125,24 +123,6 @@ def hypervolume_so_far(records: Sequence[TrialRecord], names: Sequence[str], *, 
 
 
 # ---- files ------------------------------------------------------------------------------------------------------------
-
-
-def _mapping(path: Path) -> Mapping[str, Any]:
-    """A small YAML or JSON file as a mapping; an absent one (a run that has not come so far) is empty."""
-    if not path.exists():
-        return {}
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise RunError(f"{path} is larger than {_MAX_BYTES} bytes: not a file of a run directory")
-        text = path.read_text(encoding="utf-8")
-        data = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise RunError(f"{path} is damaged: it must hold a mapping, not {type(data).__name__}")
-    return data
 
 
 def _objectives(summary: Mapping[str, Any], experiment: Mapping[str, Any], path: Path) -> tuple[str, ...]:

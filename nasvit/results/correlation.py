@@ -67,7 +67,8 @@ def kendall_interval(a: Sequence[float], b: Sequence[float], *, seed: int) -> Co
     return Correlation(value=value, low=min(low, value, math.tanh(centre - half)), high=max(high, value, math.tanh(centre + half)), n=n)
 
 
-def partial_correlation(score: Sequence[float], target: Sequence[float], given: Sequence[Sequence[float]]) -> Correlation | None:
+def partial_correlation(score: Sequence[float] | Array, target: Sequence[float] | Array,
+                        given: Sequence[Sequence[float]] | Array) -> Correlation | None:
     """Spearman's correlation of score and target given the costs (c rows of n), with Fisher's interval.
 
     All are turned into ranks, the costs' ranks are taken out of both by least squares, what is left is correlated. None where nothing is

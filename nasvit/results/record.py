@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from nasvit.arch import Arch
-from nasvit.errors import NasvitError, RunError
+from nasvit.errors import NasvitError, RunError, StorageError
 from nasvit.results.objectives import fault
 
 Status = Literal["complete", "rejected", "failed"]
@@ -92,20 +93,63 @@ def to_line(record: TrialRecord) -> str:
 def from_line(line: str) -> TrialRecord:
     """The inverse of `to_line`; raises RunError on anything damaged."""
     try:
-        outer = json.loads(line)
+        outer = json.loads(line, parse_constant=_no_constant)
         raw = outer["record"]
         crc = outer["crc"]
+        text = _canonical(raw)  # refuses infinity, which 1e999 is
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"not a record ({type(error).__name__})") from None
-    if not isinstance(raw, dict) or f"{zlib.crc32(_canonical(raw).encode()):08x}" != crc:
+    if not isinstance(raw, dict) or f"{zlib.crc32(text.encode()):08x}" != crc:
         raise RunError("the checksum does not match")
     known = {f.name for f in fields(TrialRecord)}
     if set(raw) - known:
         raise RunError(f"unknown fields {sorted(set(raw) - known)}: written by a newer nasvit?")
-    try:
-        return TrialRecord(**raw)
-    except TypeError as error:
-        raise RunError(f"not a record ({error})") from None
+    missing = [name for name in ("trial", "status", "rung", "arch", "arch_id") if name not in raw]
+    wrong = [f"{name} {str(value)[:60]!r}" for name, value in raw.items() if not _KINDS[name](value)]
+    if missing or wrong:
+        raise RunError(f"not a record (missing: {', '.join(missing) or 'nothing'}; not possible: {', '.join(wrong) or 'nothing'})")
+    return TrialRecord(**raw)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # NaN is below nothing
+
+
+def _of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)  # half a sign cannot be written
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, bool) or _finite(value) or _text(value)
+
+
+def _or_none(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or kind(value)
+
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
+_CHECKPOINT = re.compile(r"checkpoints/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "trial": lambda v: _whole(v) and v >= 0, "status": lambda v: v in STATUSES, "rung": lambda v: _whole(v) and 0 <= v < 1000,
+    "arch": _or_none(lambda v: isinstance(v, dict)), "arch_id": lambda v: isinstance(v, str) and _ID.fullmatch(v) is not None,
+    "label": _or_none(_text), "objectives": _of(_finite), "latency": _or_none(_of(_or_none(_plain))), "params": _of(_plain),
+    "reason": _or_none(_text), "seed": _whole,
+    "seconds": _of(_finite), "fingerprint": _text, "versions": _of(_text), "started": _finite,
+    "checkpoint": _or_none(lambda v: isinstance(v, str) and _CHECKPOINT.fullmatch(v) is not None),
+    "details": lambda v: isinstance(v, dict)}
+"""What each field may hold in a file: names that become parts of paths by an allow-list, everything else by its type."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def append(path: Path, record: TrialRecord) -> None:
@@ -124,7 +168,7 @@ def append(path: Path, record: TrialRecord) -> None:
                 _sync_folder(path.parent)
         except OSError as error:
             os.ftruncate(descriptor, before)
-            raise RunError(f"cannot append to {path}: {error.strerror}; free some space and resume the run") from None
+            raise StorageError(f"cannot append to {path}: {error.strerror}; free some space and resume the run") from None
     finally:
         os.close(descriptor)
 

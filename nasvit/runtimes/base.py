@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.errors import ConfigError, MeasurementError
-from nasvit.registry import Registry
+from nasvit.registry import Registry, subclass_of
 from nasvit.runtimes import sessions
 from nasvit.runtimes.sessions import Session, open_session
 
@@ -175,7 +175,14 @@ def last_words(error: BaseException, *, most: int = 400) -> str:
     return " | ".join(lines[:1] + lines[1:][-3:])[:most] or "no message"
 
 
-RUNTIMES: Registry[type[Runtime]] = Registry("runtime")
+def _in_process(item: Any) -> str | None:
+    """A runtime of another package runs in this process: how a file is opened on a target travels there in nasvit's own agent."""
+    if isinstance(item, type) and issubclass(item, FileRuntime):
+        return "is a FileRuntime; a runtime of another package runs in this process: derive it from nasvit.runtimes.Runtime"
+    return subclass_of(Runtime)(item)
+
+
+RUNTIMES: Registry[type[Runtime]] = Registry("runtime", group="nasvit.runtimes", check=_in_process)
 
 
 def make_runtime(name: str, **settings: Any) -> Runtime:

@@ -18,7 +18,7 @@ from nasvit.devices import machine_lock
 from nasvit.errors import ConfigError
 from nasvit.proxies import short_train
 from nasvit.results.record import TrialRecord, append, read
-from nasvit.search.evaluate import Settings, dataset, derive_seed, device, failure, finished, gate
+from nasvit.search.evaluate import Settings, dataset, derive_seed, failure, finished, gate, train_on
 from nasvit.training import Recipe
 from nasvit.zoo.named import check_names, make_named
 
@@ -58,7 +58,7 @@ def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:
         module, trained, seconds = make(name, data=data, seed=seed), 0, 0.0
         for rung, steps in enumerate(settings.rungs, start=1):
             score = short_train.fit(module, data, budget=steps - trained, seed=derive_seed(settings.seed, label, rung), recipe=recipe,
-                                    device=device(settings).torch_device, step_guard=machine_lock.training,
+                                    device=train_on(settings), step_guard=machine_lock.training,
                                     steps_before=trained)
             trained, seconds = steps, seconds + score.seconds
         record = finished(record, score=score, checkpoint=None)

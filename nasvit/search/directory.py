@@ -14,7 +14,7 @@ from typing import Any
 
 import nasvit
 from nasvit.devices.machine import cpu_model
-from nasvit.errors import ConfigError, RunError
+from nasvit.errors import ConfigError, RunError, StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
 from nasvit.search.progress import counts
@@ -35,7 +35,7 @@ def write(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}") from None
+        raise StorageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     if not isinstance(data, dict):
         raise RunError(f"{path} is damaged: it must hold a mapping")
@@ -91,6 +91,11 @@ def versions() -> dict[str, str]:
     return {**found, **{name: metadata.version(name) for name in ("torch", "optuna", "timm")}}
 
 
+def _release(version: str, name: str) -> str:
+    """What of a version matters to results: of Python's not the last number, which only mends."""
+    return version.rpartition(".")[0] if name == "python" else version
+
+
 def host() -> dict[str, Any]:
     """The machine of the driver: cpu, cores, memory_gb, system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
@@ -108,10 +113,21 @@ def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment,
                        ("device", before["fingerprint"], now["fingerprint"])):
         if a != b:
             found.append(f"{what} (fingerprint was {a}, is {b})")
+    was, now_is = ({name: _release(str(env.get(name, "?")), name) for name in versions()} for env in (before, now))
+    found += [f"version of {name} (was {was[name]}, is {now_is[name]})" for name in was if was[name] != now_is[name]]
     for name in MUST_AGREE:
         if getattr(old, name) != getattr(new, name):
             found.append(f"{name} (was {getattr(old, name)!r}, is {getattr(new, name)!r})")
     return found
+
+
+def check_objectives(records: Sequence[TrialRecord], names: Sequence[str]) -> None:
+    """Raises RunError where complete records lack an objective: what a resumed search asks for, its earlier trials must have."""
+    for record in records:
+        missing = [name for name in names if record.status == "complete" and record.rung >= 1 and name not in record.objectives]
+        if missing:
+            raise RunError(f"trial {record.trial} was recorded without {', '.join(missing)}, so it cannot stand on one front with further "
+                           "trials; choose the objectives that the run began with, or another --out")
 
 
 def summary(records: Sequence[TrialRecord], experiment: Experiment, *, stopped_because: str, wall_seconds: float,

@@ -28,7 +28,13 @@ Costs = Callable[[Arch], Mapping[str, float]]
 
 
 class Domain(Protocol):
-    """What the surrogate sampler asks of a space. Parameters are Optuna's external values, by name."""
+    """What the surrogate sampler asks of a space. Parameters are Optuna's external values, by name.
+
+    all_useful: whether every configuration is a network that computes something. Where some are not (a table's cells without a path), cheap
+    configurations of no quality would take the trials; where all are, the cheap end of the front is as good as the other.
+    """
+
+    all_useful: bool
 
     def sample(self, rng: random.Random) -> Params | None:
         """A configuration drawn at random; None while too little is known."""
@@ -64,6 +70,8 @@ class LearnedDomain:
     `known`: what the caller knows of objectives exactly, `guess`: about. Parameters with the same values, as the operations of
     several edges, also count together: how often each value was taken.
     """
+
+    all_useful = False  # a stranger's space may have anything in it
 
     def __init__(self, known: Known | None = None, *, guess: Known | None = None) -> None:
         self._known, self._guess = known, guess
@@ -170,6 +178,8 @@ class ArchDomain:
     macs_g and params_m are always known about: an estimate that is one percent low, taken for exact, would make every
     candidate an improvement of one percent.
     """
+
+    all_useful = True
 
     def __init__(self, space: SearchSpace, *, objectives: Sequence[str] = (), costs: Costs | None = None, predict: Costs | None = None,
                  scores: Costs | None = None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nasvit.arch import Arch
 from nasvit.cost import count
-from nasvit.data import DataSet, load
+from nasvit.data import DataSet, load, unpacked
 from nasvit.devices import Device, machine_lock, open_device
-from nasvit.errors import MeasurementError, NasvitError, RunError, TrainingError
+from nasvit.engines import parcels
+from nasvit.errors import MeasurementError, NasvitError, RunError, StorageError, TrainingError
 from nasvit.models.build import build
+from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.proxies import Score, short_train
 from nasvit.proxies.zero_cost import ZERO_COST, ZeroCost, probe_images, score_arch
 from nasvit.results.record import TrialRecord
@@ -38,7 +38,8 @@ from nasvit.training import Recipe
 class Settings:
     """What all jobs of a run share. rungs: cumulative steps. memory: whether peak memory is asked for. run: the run directory.
     fingerprint: of the run's device; a worker on another one refuses to measure (empty: any). others: further devices that every
-    network is measured on, by name: spec, reference_ms and fingerprint. prune: what pruning adds."""
+    network is measured on, by name: spec, reference_ms and fingerprint. prune: what pruning adds. train_on: where workers train that do
+    not measure (empty: where the device's host trains)."""
 
     run: str
     data: str
@@ -54,12 +55,14 @@ class Settings:
     versions: dict[str, str] = field(default_factory=dict)
     others: dict[str, tuple[str, float, str]] = field(default_factory=dict)
     prune: dict[str, Any] = field(default_factory=dict)
+    train_on: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One trial to bring to one rung. earlier: its record at the rung below, None for a new trial. truth: not a trial of the search, but
-    so many steps of training to hold its proxies against (0: a trial)."""
+    so many steps of training to hold its proxies against (0: a trial). only_gate: end before the training; gated: the record of such a job,
+    to go on from."""
 
     settings: Settings
     trial: int
@@ -68,6 +71,8 @@ class Job:
     params: dict[str, Any] = field(default_factory=dict)
     earlier: TrialRecord | None = None
     truth: int = 0
+    only_gate: bool = False
+    gated: TrialRecord | None = None
 
 
 def derive_seed(seed: int, *parts: object) -> int:
@@ -78,24 +83,42 @@ def derive_seed(seed: int, *parts: object) -> int:
 
 Step = Callable[["Job", TrialRecord], TrialRecord]
 """From a job and its blank record to the record of what was done."""
+Evaluate = Callable[["Job"], TrialRecord]
+_TWOFOLD: set[str] = set()
 
 
+def twofold(fn: Evaluate) -> Evaluate:
+    """Mark a function that understands `only_gate` and `gated`: its measuring and its training may be on two machines."""
+    _TWOFOLD.add(f"{fn.__module__}.{fn.__qualname__}")
+    return fn
+
+
+def in_two_steps(fn: Callable[..., Any]) -> bool:
+    """Whether the function is marked so."""
+    return f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', '')}" in _TWOFOLD
+
+
+@twofold
 def evaluate(job: Job) -> TrialRecord:
     """Bring the trial to its rung by training. Never raises for what happens to the network: the record then says failed, and why."""
     return evaluated(job, first=train_truth if job.truth else prepare, further=promote)
 
 
 def evaluated(job: Job, *, first: Step, further: Step) -> TrialRecord:
-    """The record of a job: of `first` for a new trial, of `further` for a known one. What they raise makes a failed record."""
+    """The record of a job: of `first` for a new trial, of `further` for a known one. What they raise makes a failed record, but for
+    StorageError, which ends the search."""
     started, clock = time.time(), time.perf_counter()
     settings = job.settings
     blank = TrialRecord(trial=job.trial, status="failed", rung=job.rung, arch=job.arch.to_dict(), arch_id=job.arch.id, params=job.params,
                         seed=derive_seed(settings.seed, job.arch.id), versions=settings.versions, started=started)
     try:
         record = first(job, blank) if job.earlier is None else further(job, blank)
+    except StorageError:  # the network is not at fault: nothing is recorded, and a resumed search evaluates it
+        raise
     except Exception as error:  # recorded whole below: a search must outlive any single network
         record = replace(blank, **failure(error))
-    seconds = {"train": 0.0, "measure": 0.0, "wait": 0.0, **record.seconds, "total": time.perf_counter() - clock}
+    before = 0.0 if job.gated is None else job.gated.seconds.get("total", 0.0)
+    seconds = {"train": 0.0, "measure": 0.0, "wait": 0.0, **record.seconds, "total": before + time.perf_counter() - clock}
     return replace(record, seconds=seconds)
 
 
@@ -110,13 +133,14 @@ def failure(error: BaseException) -> dict[str, Any]:
 def prepare(job: Job, blank: TrialRecord) -> TrialRecord:
     """A new trial: params and MACs, gate, latency (and peak memory), gate, then the first rung's training."""
     settings = job.settings
-    gated = gate(build(job.arch, seed=blank.seed), shape=(1, job.arch.in_channels, *job.arch.image_size), settings=settings, record=blank)
-    if gated.status == "rejected":
+    gated = job.gated or gate(build(job.arch, seed=blank.seed), shape=(1, job.arch.in_channels, *job.arch.image_size), settings=settings,
+                              record=blank)
+    if gated.status == "rejected" or job.only_gate:
         return gated
     # built anew: the measured module went through the device's runtime
     module = build(job.arch, seed=blank.seed)
     score = short_train.fit(module, dataset(settings), budget=settings.rungs[0], seed=blank.seed, recipe=Recipe.of(settings.recipe),
-                            device=device(settings).torch_device, step_guard=machine_lock.training)
+                            device=train_on(settings), step_guard=machine_lock.training)
     return finished(gated, score=score, checkpoint=keep(module, job))
 
 
@@ -181,10 +205,10 @@ def promote(job: Job, blank: TrialRecord) -> TrialRecord:
     if not path.exists():
         raise RunError(f"the checkpoint {path} is gone")
     module = build(job.arch, seed=blank.seed)
-    module.load_state_dict(load_file(path))
+    module.load_state_dict(read_weights(path))
     before, steps = settings.rungs[job.rung - 2 : job.rung]
     score = short_train.fit(module, dataset(settings), budget=steps - before, seed=derive_seed(settings.seed, job.arch.id, job.rung),
-                            recipe=Recipe.of(settings.recipe), device=device(settings).torch_device, step_guard=machine_lock.training,
+                            recipe=Recipe.of(settings.recipe), device=train_on(settings), step_guard=machine_lock.training,
                             steps_before=before)
     known = replace(blank, status="complete", objectives=earlier.objectives, latency=earlier.latency, fingerprint=earlier.fingerprint,
                     details={key: value for key, value in earlier.details.items() if key == "latencies"})
@@ -201,7 +225,7 @@ def train_truth(job: Job, blank: TrialRecord) -> TrialRecord:
         except MeasurementError as error:
             scores = {"scores": {}, "scores_reason": str(error)}
     score = short_train.fit(build(job.arch, seed=seed), dataset(settings), budget=job.truth, seed=seed, recipe=Recipe.of(settings.recipe),
-                            device=device(settings).torch_device, step_guard=machine_lock.training)
+                            device=train_on(settings), step_guard=machine_lock.training)
     return finished(replace(blank, status="complete", seed=seed, details=scores), score=score, checkpoint=None)
 
 
@@ -224,18 +248,9 @@ def finished(record: TrialRecord, *, score: Score, checkpoint: str | None) -> Tr
 
 
 def keep(module: nn.Module, job: Job) -> str:
-    """Write the weights under a temporary name, then rename. Returns the path relative to the run directory."""
+    """Write the weights. Returns the path relative to the run directory."""
     relative = f"checkpoints/{job.arch.id}-r{job.rung}.safetensors"
-    path = Path(job.settings.run) / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # the record that names it is fsynced too
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_weights(Path(job.settings.run) / relative, module.state_dict())
     return relative
 
 
@@ -243,13 +258,29 @@ def keep(module: nn.Module, job: Job) -> str:
 
 
 def dataset(settings: Settings) -> DataSet:
-    """The run's training and validation images, loaded once in a process."""
-    return _dataset(settings.data, settings.seed, settings.image_size)
+    """The run's training and validation images, as they were sent here, else loaded once in a process."""
+    return _sent(parcel_of(settings)) or _dataset(settings.data, settings.seed, settings.image_size)
+
+
+def parcel_of(settings: Settings) -> str:
+    """The name under which the run's data are sent to workers."""
+    return f"data {settings.data} (seed {settings.seed}, {settings.image_size[0]}x{settings.image_size[1]})"
+
+
+def train_on(settings: Settings) -> str:
+    """What `Tensor.to` takes for a training."""
+    return settings.train_on or device(settings).torch_device
 
 
 def device(settings: Settings) -> Device:
     """The run's device with the run's reference latency, opened once in a process."""
     return _device(settings.device, settings.reference_ms)
+
+
+@lru_cache(maxsize=1)
+def _sent(name: str) -> DataSet | None:
+    parcel = parcels.fetched(name)
+    return None if parcel is None else unpacked(parcel)
 
 
 @lru_cache(maxsize=1)

@@ -5,23 +5,24 @@ Only the driver writes records. It takes the space, the engine and the function 
 
 from __future__ import annotations
 
+import queue
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from nasvit.arch import Arch
 from nasvit.engines import OverLimitError
-from nasvit.errors import DeviceLostError
+from nasvit.errors import DeviceLostError, StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append
 from nasvit.search import plateau
 from nasvit.search.evaluate import Job, Settings, derive_seed, failure
-from nasvit.search.progress import Progress, counts, snapshot
-from nasvit.search.rungs import at_rung, promotable, unfinished
+from nasvit.search.progress import Progress, Tally, snapshot
+from nasvit.search.rungs import promotable, unfinished
 from nasvit.search.screen import Screen
 from nasvit.search.study import Proposal, Proposer, Space
 from nasvit.search.zero_cost import Scores
@@ -32,6 +33,11 @@ PATIENCE = 20
 """Rejected or failed trials allowed for each one of the budget."""
 ATTEMPTS = 2
 """How often a job is tried when its worker dies."""
+REPORTED = 500
+"""So many records are reported each on its own, later ones once in REPORT_SECONDS, because a report looks at all records."""
+REPORT_SECONDS = 1.0
+REPORT_SHARE = 20
+"""A report's time is at most one part in so many."""
 
 
 class Submits(Protocol):
@@ -58,11 +64,13 @@ class Loop:
                  evaluate: Callable[[Job], TrialRecord], records: Sequence[TrialRecord] = (),
                  on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None,
                  network: Callable[[TrialRecord], Any] = TrialRecord.network, scores: Scores | None = None,
-                 screen: Screen | None = None) -> None:
+                 screen: Screen | None = None, settled: Callable[[TrialRecord], object] = lambda record: None) -> None:
         self.experiment, self.settings, self.engine, self.path = experiment, settings, engine, path
         self.evaluate, self.progress, self.on_record, self.network = evaluate, progress, on_record, network
+        self.settled = settled  # hears of every trial that has stopped rising
         self.records = list(records)
-        self.before = counts(self.records)
+        self.tally = Tally(self.records)
+        self.before = self.tally.counts
         self.screen = Screen(limits=experiment.limits) if screen is None else screen
         predict = self.screen.medians if self.screen.profiled else None  # before the records: a resumed search guesses as it did
         self.proposer = Proposer(space, sampler=experiment.sampler, seed=experiment.seed, objectives=experiment.objectives,
@@ -70,6 +78,9 @@ class Loop:
         for known in self.records:
             self.screen.observe(known)
         self.flights: dict[Future[TrialRecord], Flight] = {}
+        self.rising = 0  # new trials among them
+        self.landed: queue.SimpleQueue[Future[TrialRecord]] = queue.SimpleQueue()
+        self.report_at = 0.0
         self.queue: deque[Flight] = deque()  # promotions: they go before new trials
         # one job more than there are workers, so that none waits while the sampler thinks; alone, a worker is the driver itself
         self.ahead = 1 if engine.workers > 1 else 0
@@ -103,11 +114,10 @@ class Loop:
         """Fly everything that is due and land it, until nothing is left to fly."""
         self._fill(new_trials=new_trials)
         while self.flights:
-            done, _ = wait(self.flights, timeout=1.0, return_when=FIRST_COMPLETED)
-            if not done:
+            try:
+                self._land(self.landed.get(timeout=1.0))
+            except queue.Empty:
                 self._report(None)  # the clock goes on
-            for future in done:
-                self._land(future)
             self._fill(new_trials=new_trials)
 
     def _fill(self, *, new_trials: bool) -> None:
@@ -116,8 +126,7 @@ class Loop:
             if self.queue:
                 self._fly(self.queue.popleft())
                 continue
-            rising = sum(f.job.rung == 1 for f in self.flights.values())
-            if self.stopped or not new_trials or counts(self.records).evaluated + rising >= self.experiment.budget:
+            if self.stopped or not new_trials or self.tally.counts.evaluated + self.rising >= self.experiment.budget:
                 return
             proposal = self.proposer.propose()
             if proposal is None:
@@ -131,7 +140,7 @@ class Loop:
             self._check_ends()  # the inline engine has finished it by now
 
     def _check_ends(self) -> None:
-        done, budget, failed = counts(self.records), self.experiment.budget, self.records[-1:]
+        done, budget, failed = self.tally.counts, self.experiment.budget, self.records[-1:]
         if self.experiment.minutes is not None and self.elapsed_s >= 60 * self.experiment.minutes:
             self.stopped, self.halted = "minutes", True
         elif done.failed - self.before.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0:
@@ -171,14 +180,22 @@ class Loop:
         return True
 
     def _fly(self, flight: Flight) -> None:
-        self.flights[self.engine.submit(self.evaluate, flight.job)] = flight
+        future = self.engine.submit(self.evaluate, flight.job)
+        self.flights[future] = flight
+        self.rising += flight.job.rung == 1
+        future.add_done_callback(self.landed.put)
 
     def _land(self, future: Future[TrialRecord]) -> None:
+        if future not in self.flights:  # landed by an interrupt
+            return
         flight = self.flights.pop(future)
+        self.rising -= flight.job.rung == 1
         try:
             record = future.result()
         except CancelledError:
             return
+        except StorageError:  # no trial is to blame, and none could be written down
+            raise
         except Exception as error:  # the worker died, not the network: try once more, then write it down
             if flight.attempt < ATTEMPTS and not isinstance(error, OverLimitError):
                 self._fly(replace(flight, attempt=flight.attempt + 1))
@@ -193,25 +210,30 @@ class Loop:
         record = self.on_record(record)
         append(self.path, record)
         self.records.append(record)
+        self.tally.add(record)
         self.screen.observe(record)
         if (record.reason or "").startswith(DeviceLostError.__name__):
             self.lost = record.reason
         if flight.job.earlier is not None and record.checkpoint and flight.job.earlier.checkpoint:
             # only now: until the higher rung is on record, a resumed search goes on from the lower one's weights
             (Path(self.settings.run) / flight.job.earlier.checkpoint).unlink(missing_ok=True)
-        self._judge(flight, record)
+        final = self._judge(flight, record)
+        if final is not None:
+            self.settled(final)
         self._report(record)
 
-    def _judge(self, flight: Flight, record: TrialRecord) -> None:
-        """Promote the trial or, when it has stopped rising, tell the sampler the values of its highest rung."""
+    def _judge(self, flight: Flight, record: TrialRecord) -> TrialRecord | None:
+        """Promote the trial or, when it has stopped rising, tell the sampler the values of its highest rung; returns that record."""
         if flight.proposal is None:
-            return
+            return record if record.status == "complete" else None
         if record.status == "complete" and record.rung < len(self.settings.rungs) and promotable(
-                record.trial, at_rung(self.records, record.rung), self.experiment.objectives, eta=self.experiment.eta):
+                record.trial, self.tally.at_rung(record.rung), self.experiment.objectives, eta=self.experiment.eta):
             self.queue.append(Flight(job=self._next_rung(record), proposal=flight.proposal))
-            return
+            return None
         earlier = flight.job.earlier
-        self.proposer.tell(flight.proposal, earlier if record.status != "complete" and earlier is not None else record)
+        final = earlier if record.status != "complete" and earlier is not None else record
+        self.proposer.tell(flight.proposal, final)
+        return final
 
     def _next_rung(self, record: TrialRecord) -> Job:
         return Job(settings=self.settings, trial=record.trial, arch=self.network(record), rung=record.rung + 1, params=record.params,
@@ -224,8 +246,10 @@ class Loop:
         return bool(low)
 
     def _report(self, last: TrialRecord | None, *, ended: bool = False) -> None:
-        if self.progress is None:
+        now = time.monotonic()
+        if self.progress is None or (len(self.records) > REPORTED and not ended and now < self.report_at):
             return
         self.progress(snapshot(self.records, budget=self.experiment.budget, rungs=len(self.settings.rungs), last=last,
                                names=self.experiment.objectives, running=len(self.flights), elapsed_s=self.elapsed_s,
                                before=self.before.evaluated, stopped_because=(self.stopped or "budget") if ended else None))
+        self.report_at = now + max(REPORT_SECONDS, REPORT_SHARE * (time.monotonic() - now))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from nasvit.engines import Node
 from nasvit.results.front import hypervolume, pareto, reference_point, to_minimised
 from nasvit.results.record import TrialRecord, latest
 
@@ -17,7 +18,8 @@ class Snapshot:
     per_rung: complete results at rung 1, 2, ... best: (latency band such as "<= 0.5 ms", best accuracy in it), fastest first.
     hypervolume: of the front, against the worst values seen so far. front: (latency_ms, accuracy), fastest first.
     elapsed_s: of this session. eta_s: None while nothing is known. last: the record that came last.
-    stopped_because: None while the search goes on. notes: what the user must know of the space.
+    stopped_because: None while the search goes on. notes: what the user must know, of the space and of what happens.
+    nodes: the machines of a cluster that workers are on just now.
     """
 
     budget: int
@@ -34,6 +36,7 @@ class Snapshot:
     last: TrialRecord | None = None
     stopped_because: str | None = None
     notes: tuple[str, ...] = ()
+    nodes: tuple[Node, ...] = ()
 
 
 Progress = Callable[[Snapshot], None]
@@ -54,6 +57,41 @@ def counts(records: Sequence[TrialRecord]) -> Counts:
     rejected = {r.trial for r in records if r.status == "rejected"} - evaluated
     failed = {r.trial for r in records if r.status == "failed"} - evaluated
     return Counts(evaluated=len(evaluated), rejected=len(rejected), failed=len(failed))
+
+
+class Tally:
+    """`counts`, and the complete results of each rung, kept up as records come: a driver asks for them at every trial."""
+
+    def __init__(self, records: Iterable[TrialRecord] = ()) -> None:
+        self._evaluated: set[int] = set()
+        self._rejected: set[int] = set()
+        self._failed: set[int] = set()
+        self._rungs: dict[int, list[TrialRecord]] = {}
+        for record in records:
+            self.add(record)
+
+    def add(self, record: TrialRecord) -> None:
+        """Count one more."""
+        if record.status == "complete":
+            self._rungs.setdefault(record.rung, []).append(record)
+        if record.status == "complete" and record.rung >= 1:
+            self._evaluated.add(record.trial)
+            self._rejected.discard(record.trial)
+            self._failed.discard(record.trial)
+        elif record.trial not in self._evaluated:
+            if record.status == "rejected":
+                self._rejected.add(record.trial)
+            elif record.status == "failed":
+                self._failed.add(record.trial)
+
+    @property
+    def counts(self) -> Counts:
+        """As `counts` gives them."""
+        return Counts(evaluated=len(self._evaluated), rejected=len(self._rejected), failed=len(self._failed))
+
+    def at_rung(self, rung: int) -> Sequence[TrialRecord]:
+        """As `rungs.at_rung` gives them; not a copy."""
+        return self._rungs.get(rung, ())
 
 
 def bands(points: Sequence[tuple[float, float]]) -> tuple[tuple[str, float], ...]:

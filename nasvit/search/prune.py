@@ -1,7 +1,7 @@
 """One session of pruning: the search of `session.py` over what is left of a trained model, then the result, remeasured and written.
 
 The run directory holds besides a search's files: `dense/` (the owned dense model and the importance of its units), `prune.json` (dense
-figures, target, recovery curve, siblings, verdict) and `pruned/` (arch.json, model.safetensors of the chosen network).
+figures, target, recovery curve, siblings, verdict) and `pruned/` (the chosen network: see `prune_result.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nasvit.cost import count
@@ -23,6 +22,7 @@ from nasvit.data.augment import Normaliser
 from nasvit.devices import Device, LatencyStats, open_device
 from nasvit.errors import ConfigError, MeasurementError, RunError
 from nasvit.experiment import PruneExperiment, parse_limit
+from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning import files
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
 from nasvit.pruning.importance import importance
@@ -34,6 +34,7 @@ from nasvit.results.record import TrialRecord, latest, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
 from nasvit.search.progress import Progress
+from nasvit.search.prune_result import write_result
 from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
 from nasvit.search.session import Bound, check, search_bound
 from nasvit.training import Recipe, evaluate
@@ -203,12 +204,10 @@ def _importance(experiment: PruneExperiment, start: Start, *, folder: Path) -> d
     files.save(start.dense.module, folder)
     path = folder / SCORES
     if path.is_file():
-        return dict(load_file(path))
+        return read_weights(path)
     images, labels = calibration(start.data, number=CALIBRATION, seed=experiment.seed)
     scores = importance(start.dense, images, labels, criterion=experiment.criterion).scores
-    temporary = path.with_name(f".{path.name}.part")
-    save_file({name: value.contiguous() for name, value in scores.items()}, temporary)
-    temporary.replace(path)
+    write_weights(path, scores)
     return scores
 
 
@@ -237,14 +236,14 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
     if not done:
         raise RunError(f"no plan of {experiment.model} keeps the target of {start.target_ms:.4g} ms; raise it, or allow more with --space"
                        if start.target_ms is not None else "no plan could be evaluated; the records say why")
-    chosen = max(done, key=lambda r: (r.objectives["accuracy"], -r.objectives["latency_ms"]))
-    module = slice_weights(start.dense, plan_of(chosen), load_file(out / DENSE / SCORES))
+    chosen = choose(done, images=int(bound.settings.prune["images"]), target_ms=start.target_ms)
+    module = slice_weights(start.dense, plan_of(chosen), read_weights(out / DENSE / SCORES))
     if chosen.checkpoint is not None:
-        module.load_state_dict(load_file(out / chosen.checkpoint))
+        module.load_state_dict(read_weights(out / chosen.checkpoint))
     again = start.device.measure(module, input_shape=(1, *input_shape(start.dense.plan))).to_dict()
     accuracy = evaluate(module, start.data.val, data=start.data, device=start.device.torch_device)[0]
-    files.save(module.cpu(), out / "pruned")
-    facts = {**_dense_facts(start), "stopped_because": "done",
+    written = write_result(module, out / "pruned", shape=input_shape(start.dense.plan))
+    facts = {**_dense_facts(start), "stopped_because": "done", "written": written,
              "pruned": {"trial": chosen.trial, "id": chosen.arch_id, "latency": again, "recorded_ms": chosen.objectives["latency_ms"],
                         "accuracy": accuracy, "macs_g": chosen.objectives["macs_g"], "params_m": chosen.objectives["params_m"],
                         "of_target": None if start.target_ms is None else again["median_ms"] / start.target_ms},
@@ -257,6 +256,17 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
               "verdict": {"dominated": found.dominated, "by": found.by, "text": found.text}}
     directory.write_json(out / "prune.json", facts)
     return facts
+
+
+def choose(done: list[TrialRecord], *, images: int, target_ms: float | None) -> TrialRecord:
+    """The most accurate plan, the faster of two equals. With a target, what is within one standard error of the best (of an accuracy on so
+    many images) counts as equal, and of those the one that was recovered longest and then the slowest is taken: time that the target
+    leaves is better spent on what would be pruned."""
+    if target_ms is None:
+        return max(done, key=lambda r: (r.objectives["accuracy"], -r.objectives["latency_ms"]))
+    best = max(r.objectives["accuracy"] for r in done)
+    least = best - math.sqrt(best * (1 - best) / images)
+    return max((r for r in done if r.objectives["accuracy"] >= least), key=lambda r: (r.rung, r.objectives["latency_ms"]))
 
 
 def _recovery(records: list[TrialRecord], chosen: TrialRecord, experiment: PruneExperiment, *, settings: Settings) -> list[dict[str, Any]]:

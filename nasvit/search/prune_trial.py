@@ -12,24 +12,25 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from nasvit.data import DataSet, Images
 from nasvit.devices import machine_lock
 from nasvit.errors import RunError
+from nasvit.models.weight_file import read_weights
 from nasvit.proxies import Score
 from nasvit.pruning.dense import Dense, dense_plan, input_shape, slice_weights
 from nasvit.pruning.files import load, read_form
 from nasvit.pruning.plan import Plan
 from nasvit.results.record import TrialRecord
-from nasvit.search.evaluate import Job, Settings, dataset, derive_seed, device, evaluated, finished, gate, keep
+from nasvit.search.evaluate import Job, Settings, dataset, derive_seed, evaluated, finished, gate, keep, train_on, twofold
 from nasvit.training import Recipe, evaluate, train
 
 DENSE, SCORES = "dense", "importance.safetensors"
 """In the run directory: the folder of the dense model, and in it the importance of its units."""
 
 
+@twofold
 def prune_evaluate(job: Job) -> TrialRecord:
     """Bring a plan to its rung; what happens to the network is on record, never raised."""
     return evaluated(job, first=cut, further=recover)
@@ -38,11 +39,11 @@ def prune_evaluate(job: Job) -> TrialRecord:
 def cut(job: Job, blank: TrialRecord) -> TrialRecord:
     """A new plan: slice, gate as every search does, then the validation accuracy as it is."""
     settings, module = job.settings, sliced(job)
-    gated = gate(module, shape=(1, *input_shape(_plan(job))), settings=settings, record=blank)
-    if gated.status == "rejected":
+    gated = job.gated or gate(module, shape=(1, *input_shape(_plan(job))), settings=settings, record=blank)
+    if gated.status == "rejected" or job.only_gate:
         return gated
     begun = time.perf_counter()
-    accuracy, loss = evaluate(module, validation(settings).val, data=dataset(settings), device=device(settings).torch_device,
+    accuracy, loss = evaluate(module, validation(settings).val, data=dataset(settings), device=train_on(settings),
                               step_guard=machine_lock.training)
     score = Score(value=accuracy, seconds=time.perf_counter() - begun, details={"val_loss": loss, "steps": 0})
     return finished(gated, score=score, checkpoint=None)
@@ -53,12 +54,12 @@ def recover(job: Job, blank: TrialRecord) -> TrialRecord:
     settings, earlier = job.settings, job.earlier
     if earlier is None:
         raise RunError(f"trial {job.trial} has no record at rung {job.rung - 1} to go on from")
-    module, place = sliced(job), device(settings).torch_device
+    module, place = sliced(job), train_on(settings)
     if earlier.checkpoint is not None:
         path = Path(settings.run) / earlier.checkpoint
         if not path.exists():
             raise RunError(f"the checkpoint {path} is gone")
-        module.load_state_dict(load_file(path))
+        module.load_state_dict(read_weights(path))
     before, steps = settings.rungs[job.rung - 2 : job.rung]
     teacher = dense_of(settings.run).module.to(place)
     result = train(module, validation(settings), steps=steps - before, seed=derive_seed(settings.seed, job.arch.id, job.rung),
@@ -105,7 +106,7 @@ def dense_of(run: str) -> Dense:
 @lru_cache(maxsize=1)
 def scores_of(run: str) -> dict[str, torch.Tensor]:
     """The importance of the dense model's units, read once in a process."""
-    return dict(load_file(Path(run) / DENSE / SCORES))
+    return read_weights(Path(run) / DENSE / SCORES)
 
 
 @lru_cache(maxsize=1)

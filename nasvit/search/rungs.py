@@ -16,6 +16,9 @@ import numpy as np
 from nasvit.results.front import contributions, pareto, ranks, reference_point, to_minimised
 from nasvit.results.record import TrialRecord
 
+JUDGED = 512
+"""So many results of a rung a new one is held against: of these, the share of better ones is known to two percent."""
+
 
 def at_rung(records: Iterable[TrialRecord], rung: int) -> list[TrialRecord]:
     """The complete results of one rung, in the order they came."""
@@ -37,8 +40,27 @@ def best(results: Sequence[TrialRecord], names: Sequence[str], *, count: int) ->
 
 
 def promotable(trial: int, results: Sequence[TrialRecord], names: Sequence[str], *, eta: int) -> bool:
-    """Whether the trial stands among the first n // eta of the n results of its rung."""
-    return any(results[i].trial == trial for i in best(results, names, count=len(results) // eta))
+    """Whether the trial stands among the first n // eta of the n results of its rung.
+
+    Of more than JUDGED results the trial is held against so many, spread evenly over all that came: a driver of many workers asks this for
+    each of them, and what is judged wrongly on arrival is judged again in the end.
+    """
+    if len(results) > JUDGED:
+        own = next((r for r in reversed(results) if r.trial == trial), None)  # usually the last
+        others = [results[i * len(results) // JUDGED] for i in range(JUDGED)]
+        results = [*(r for r in others if r.trial != trial), *([own] if own is not None else [])]
+    count = len(results) // eta
+    place = next((i for i, r in enumerate(results) if r.trial == trial), None)
+    if place is None or count < 1:
+        return False
+    points = to_minimised([r.objectives for r in results], names)
+    rank = ranks(points)
+    before, level = int((rank < rank[place]).sum()), np.flatnonzero(rank == rank[place])
+    if before >= count or before + len(level) <= count:
+        return before < count
+    gain = contributions(points[level], reference_point(points))
+    order = level[np.argsort(-gain, kind="stable")]
+    return place in order[: count - before]
 
 
 def unfinished(records: Sequence[TrialRecord], names: Sequence[str], *, top: int, eta: int) -> list[TrialRecord]:

@@ -13,11 +13,11 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 
 from nasvit.errors import ConfigError
-from nasvit.registry import Registry
+from nasvit.registry import Registry, function
 from nasvit.search.domain import Domain
 from nasvit.search.surrogate import SurrogateSampler
 
-SAMPLERS: Registry[Callable[[int, Domain | None], BaseSampler]] = Registry("sampler")
+SAMPLERS: Registry[Callable[[int, Domain | None], BaseSampler]] = Registry("sampler", group="nasvit.samplers", check=function)
 
 POPULATION = 20  # Optuna's 50 would be 6 generations at 300 trials
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nasvit.data import DataSet, describe, load
 from nasvit.devices import open_device
-from nasvit.engines import ENGINES, JobLimits, make_engine
+from nasvit.engines import ENGINES, Engine, JobLimits, make_engine
 from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment, default_rungs
 from nasvit.models.space_check import check_space
 from nasvit.results.record import TrialRecord, read
 from nasvit.search import baselines, directory, truth, zero_cost
+from nasvit.search.elsewhere import Elsewhere
 from nasvit.search.evaluate import Job, Settings, evaluate
 from nasvit.search.loop import Loop
 from nasvit.search.progress import Progress, Snapshot
@@ -25,6 +26,9 @@ from nasvit.search.screen import make_screen
 from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 from nasvit.training import Recipe
+
+if TYPE_CHECKING:  # SQLAlchemy stands behind it
+    from nasvit.search.mirror import Mirror
 
 SUMMARY_EVERY = 5.0
 """Seconds between summaries while a search goes on, so that a killed one has left its figures."""
@@ -49,10 +53,12 @@ class Bound:
 
 
 def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift: bool = False, progress: Progress | None = None,
-        evaluate: Callable[[Job], TrialRecord] = evaluate, reference_ms: float | None = None) -> dict[str, Any]:
+        evaluate: Callable[[Job], TrialRecord] = evaluate, reference_ms: float | None = None,
+        storage: str | None = None) -> dict[str, Any]:
     """Search into the run directory `out` and return its summary. `evaluate` is what a worker does with a job.
 
     reference_ms: the scale of another run whose latencies shall be comparable; without it the device is calibrated.
+    storage: URL of an Optuna storage that is given a copy of the trials (`mirror`). It may hold a password, so it is written nowhere.
 
     Raises ConfigError before the first trial for anything wrong in the experiment; RunError for a directory that holds
     another run, for drift on `resume` without `allow_drift`, and where every trial fails.
@@ -66,7 +72,7 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
         directory.write(out / "experiment.yaml", experiment.to_yaml())
         directory.write(out / "space.yaml", bound.space.to_yaml())
         directory.write_json(out / "env.json", bound.env)
-        summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress)
+        summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress, storage=storage)
     if str(summary["stopped_because"]).startswith("the first "):
         raise RunError(f"{summary['stopped_because']}; nothing can be searched until this is mended")
     if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines:
@@ -191,10 +197,11 @@ def _without_truth(experiment: Experiment) -> Experiment:
 
 
 def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: list[TrialRecord], evaluate: Callable[[Job], TrialRecord],
-                 progress: Progress | None) -> dict[str, Any]:
+                 progress: Progress | None, storage: str | None = None) -> dict[str, Any]:
     """The loop and the named baselines of a bound experiment; returns the summary."""
+    directory.check_objectives(records, experiment.objectives)
     started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
-    written, latest = started, None
+    written, latest, notes = started, None, list(bound.notes)
     learned = Scores(experiment.scores, settings=bound.settings) if experiment.scores else None
     searching = _without_truth(experiment)
 
@@ -211,7 +218,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
 
     def told_of_truth(text: str) -> None:
         if progress is not None and latest is not None:
-            progress(replace(latest, notes=(*bound.notes, text), stopped_because=None))
+            progress(replace(latest, notes=(*notes, text), stopped_because=None))
 
     def watch(snapshot: Snapshot) -> None:
         nonlocal written, latest
@@ -220,15 +227,15 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
             written = time.monotonic()
             write_summary("still searching, or killed")
         if progress is not None:
-            progress(replace(snapshot, notes=bound.notes))
+            progress(replace(snapshot, notes=tuple(notes), nodes=engine.nodes()))
 
-    place = {"address": experiment.ray_address, "gpus": experiment.gpus_per_worker} if experiment.engine == "ray" else {}
-    engine = make_engine(experiment.engine, workers=experiment.workers, limits=job_limits(experiment), **place)
+    mirror = open_mirror(storage, experiment=experiment, bound=bound, name=out.name, records=records, told=notes.append)
+    engine = open_engine(experiment, bound.settings)
     cancel = True  # whatever ends this early does not wait for what is running
     try:
         loop = Loop(searching, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,
                     evaluate=evaluate, records=records, on_record=mark, progress=watch, network=bound.network, scores=learned,
-                    screen=make_screen(experiment, settings=bound.settings))
+                    screen=make_screen(experiment, settings=bound.settings), settled=mirror.add if mirror else lambda record: None)
         stopped = loop.run()
         summary = write_summary(stopped)
         cancel = stopped == "interrupted"
@@ -248,4 +255,30 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
         raise
     finally:
         engine.shutdown(cancel=cancel)
+        if mirror is not None:
+            mirror.close()
+            if progress is not None and latest is not None and len(notes) > len(latest.notes):
+                progress(replace(latest, notes=tuple(notes)))
     return summary
+
+
+def open_engine(experiment: Experiment, settings: Settings) -> Engine | Elsewhere:
+    """The experiment's engine. Of a cluster the workers train, and one process here measures."""
+    limits = job_limits(experiment)
+    if experiment.engine != "ray":
+        return make_engine(experiment.engine, workers=experiment.workers, limits=limits)
+    engine = make_engine("ray", workers=experiment.workers, limits=limits, address=experiment.ray_address, gpus=experiment.gpus_per_worker)
+    if not engine.elsewhere:
+        return engine
+    return Elsewhere(engine, measuring=make_engine("processes", workers=1, limits=limits), settings=settings,
+                     gpus=experiment.gpus_per_worker)
+
+
+def open_mirror(storage: str | None, *, experiment: Experiment, bound: Bound, name: str, records: Sequence[TrialRecord],
+                told: Callable[[str], object]) -> Mirror | None:
+    """The copy of the trials in the storage; None without one."""
+    if storage is None:
+        return None
+    from nasvit.search.mirror import Mirror
+
+    return Mirror(storage, name=name, objectives=experiment.objectives, space=bound.space, records=records, told=told)

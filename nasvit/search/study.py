@@ -21,6 +21,7 @@ from nasvit.arch import Arch
 from nasvit.errors import ArchError, RunError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
+from nasvit.search.bounded import BoundedStorage
 from nasvit.search.domain import ArchDomain, Costs
 from nasvit.search.objectives import excess, known_of, told
 from nasvit.search.samplers import make_sampler
@@ -30,6 +31,9 @@ from nasvit.space import SearchSpace
 
 NEIGHBOURS = 30
 """So many neighbours of a repeated proposal are tried, one, two, then three choices away, before one is drawn at random."""
+SEEN = {"tpe": 160, "gp": 160, "surrogate": 400}
+"""So many finished trials a sampler sees, up to SLACK times as many, whose proposals cost more with every trial. What a repeat is, is known
+of all."""
 DRAWS = 2000
 """So many random draws that are all known, and the space counts as exhausted."""
 
@@ -71,7 +75,8 @@ class Proposer:
         self._open: dict[int, optuna.Trial] = {}
         domain = ArchDomain(space, objectives=self.objectives, scores=scores, predict=predict) if isinstance(space, SearchSpace) else None
         directions = [objective(name).direction for name in self.objectives]
-        self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32, domain=domain))
+        self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32, domain=domain),
+                                         storage=BoundedStorage(most=SEEN[sampler]) if sampler in SEEN else None)
         for record in known:
             self._replay(record)
 
@@ -165,7 +170,7 @@ class Proposer:
         return excess(known_of(record), self.limits)
 
     def _values(self, record: TrialRecord) -> list[float]:
-        return told(record, self.objectives, limits=self.limits, seen=[r for r in self.seen.values() if r is not None])
+        return told(record, self.objectives, limits=self.limits, seen=(r for r in self.seen.values() if r is not None))
 
     def _replay(self, record: TrialRecord) -> None:
         """Enter a record into the study as the trial it was; asking the space again recovers its distributions."""

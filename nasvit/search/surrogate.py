@@ -89,6 +89,7 @@ class SurrogateSampler(BaseSampler):
         self._whole: Batch | None = None  # every configuration, where they are few
         self._places: dict[Key, int] = {}
         self._survivors: dict[Key, Params] = {}
+        self._seen: tuple[str, set[Key]] = ("", set())
         self._known_of = -1  # what the domain had learned when the inputs were made
 
     # ---- Optuna's side ----------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class SurrogateSampler(BaseSampler):
         if inputs is None:
             return None
         keys = [key(t.params) for t in trials]
-        seen = {k for k in keys if k} | {key(plan) for plan in self._plans.values()}
+        seen = self._tried(study, keys) | {key(plan) for plan in self._plans.values()}
         evidence = _evidence(trials, keys, inputs)
         if len(evidence.tried) < self.initial:
             begun = [t.params for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
@@ -141,6 +142,13 @@ class SurrogateSampler(BaseSampler):
         running = inputs.batch([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
         chosen = self._best(evidence, running, seen) or next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
         return chosen
+
+    def _tried(self, study: Study, keys: Sequence[Key]) -> set[Key]:
+        """What the study has and ever had: it may show a part of its trials."""
+        if self._seen[0] != study.study_name:
+            self._seen = (study.study_name, set())
+        self._seen[1].update(k for k in keys if k)
+        return set(self._seen[1])
 
     def _understand(self, study: Study, trials: Sequence[FrozenTrial]) -> Inputs | None:
         """What models are given, made anew when the domain has learned of further parameters; None while it knows none."""
@@ -206,7 +214,7 @@ class SurrogateSampler(BaseSampler):
         limits = self._model(-1, evidence.tried.x, _strain(evidence)) if (evidence.excess > 0).any() else None
         points = believed(evidence.y, evidence.rung, evidence.done, modelled, quality)
         seen = np.where(evidence.rung[:, None] < 1, points, evidence.y)  # whether a cheap trial was worth it is a matter of record
-        useful = np.inf if quality is None or m == 1 else useful_quality(
+        useful = np.inf if quality is None or m == 1 or self.domain.all_useful else useful_quality(
             seen[:, quality], non_dominated(seen), first=max(FEW, self.initial), chance=self.rng.random())
         return Judge(points=points, modelled=modelled, quality=quality, limits=limits, useful=useful, running=running, rng=self.numbers)
 
@@ -297,7 +305,7 @@ class SurrogateSampler(BaseSampler):
         evidence = None if inputs is None else _evidence(trials, keys, inputs)
         if inputs is None or evidence is None or len(evidence.tried) < self.initial or len(evidence.done) < FEW:
             return None
-        seen = {k for k in keys if k}
+        seen = self._tried(study, keys)
         judge = self.judge(evidence, inputs.batch([]))
         if self._whole is not None:
             judge.aim(self._whole)

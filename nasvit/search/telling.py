@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nasvit.results.correlation import partial_correlation
+
 Array = NDArray[np.float64]
 
 SURE = 2.0
@@ -22,25 +24,13 @@ LEAST = 12
 """With fewer trials no score counts."""
 
 
-def partial_correlation(score: Array, quality: Array, costs: Array) -> float:
-    """Of ranks: how the score (n,) goes with the quality (n,) when what the costs (n, c) explain of both is taken away. 0 where nothing
-    is left of one of them."""
-    grid = np.column_stack([np.ones(len(score)), *(_ranked(costs[:, j]) for j in range(costs.shape[1]))])
-    left = []
-    for values in (score, quality):
-        ranked = _ranked(values)
-        rest = ranked - grid @ np.linalg.lstsq(grid, ranked, rcond=None)[0]
-        left.append(rest)
-    size = np.sqrt((left[0] ** 2).sum() * (left[1] ** 2).sum())
-    return float(left[0] @ left[1] / size) if size > 1e-9 * len(score) else 0.0
-
-
 def telling(scores: Array, quality: Array, costs: Array) -> list[int]:
     """Indices of the scores (n, k) that say something of the quality (n,) beyond the costs (n, c)."""
     free = len(scores) - costs.shape[1] - 2
     if len(scores) < LEAST or free < 1:
         return []
-    return [j for j in range(scores.shape[1]) if abs(partial_correlation(scores[:, j], quality, costs)) * np.sqrt(free) > SURE]
+    found = [partial_correlation(column, quality, costs.T) for column in scores.T]
+    return [j for j, partial in enumerate(found) if partial is not None and abs(partial.value) * np.sqrt(free) > SURE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +61,3 @@ def _table(scores: Sequence[Mapping[str, float]], names: Sequence[str]) -> Array
     """(n, k), a score that is not finite as 0: it says nothing."""
     return np.nan_to_num(np.array([[row[name] for name in names] for row in scores], dtype=float).reshape(len(scores), len(names)),
                          nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _ranked(values: Array) -> Array:
-    """(n,) ranks, ties at their mean."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(count) - (count - 1) / 2)[place.reshape(-1)], dtype=float)

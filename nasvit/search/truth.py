@@ -74,17 +74,18 @@ def spread(records: Sequence[TrialRecord], names: Sequence[str], *, count: int) 
     front = pareto(done, names)
     members = {r.trial for r in front}
     rest = [done[i] for i in best(done, names, count=len(done)) if done[i].trial not in members]
-    rest = [rest[i] for i in _evenly(len(rest))]
-    front = [front[i] for i in _evenly(len(front))]
+    rest = [rest[i] for i in _evenly(len(rest), first=count)]
+    front = [front[i] for i in _evenly(len(front), first=count)]
     mixed = [r for pair in zip(front, rest, strict=False) for r in pair]
     left = front[len(rest):] + rest[len(front):]
     return (mixed + left)[:count]
 
 
-def _evenly(count: int) -> list[int]:
-    """0 .. count - 1 in an order whose every beginning is spread over the range: the ends, then always the middle of the widest gap."""
+def _evenly(count: int, *, first: int) -> list[int]:
+    """The first of 0 .. count - 1 in an order whose every beginning is spread over the range: the ends, then always the middle of the
+    widest gap."""
     order = [0, count - 1][:count]
-    while len(order) < count:
+    while len(order) < min(count, first):
         known = np.sort(order)
         gap = int(np.argmax(np.diff(known)))
         order.append(int((known[gap] + known[gap + 1]) // 2))

@@ -226,6 +226,9 @@ class _Reader:
         return sizes, (pair[0], pair[1])
 
     def params(self, raw: object, key: KeyPath) -> dict[str, Values]:
+        for name in self.mapping(raw, key):
+            if not name.isidentifier():  # a dot would make another path of it
+                self.fail((*key, name), f"a parameter of a mixer is a name of letters, digits and underscores, not {name!r}")
         return {name: self.values(value, (*key, name)) for name, value in self.mapping(raw, key).items()}
 
     def mixers(self, raw: object, key: KeyPath) -> Values:

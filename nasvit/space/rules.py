@@ -122,7 +122,7 @@ def _integer(name: str, value: Scalar, made: Mapping[str, Scalar], *, embed_dim:
         depth = made.get("cluster_depth")
         if not isinstance(depth, int) or isinstance(value, (bool, str)) or not 0 <= value <= 1:
             raise Impossible(name, value, "0 to 1, a share of the cluster, beside a cluster_depth")
-        return half_up(grid[0] * grid[1] // 2 ** max(depth, 0) * value)
+        return half_up((grid[0] * grid[1] >> min(max(depth, 0), 63)) * value)
     return value
 
 

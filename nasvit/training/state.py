@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nasvit.data import DataSet
 from nasvit.errors import CheckpointError, RunError
+from nasvit.models.weight_file import verify, write_weights
 from nasvit.training.optimiser import Average
 from nasvit.training.recipe import Recipe
 
@@ -58,8 +57,7 @@ def save(path: Path, parts: Parts, *, losses: list[Tensor], about: Mapping[str, 
     if parts.average is not None:
         tensors.update({f"average.{number}": value for number, value in enumerate(parts.average.mean)})
     header = {"step": len(losses), "identity": dict(about), "scaler": parts.scaler.state_dict()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors, header=header)
+    write_weights(path, tensors, metadata={"nasvit": json.dumps(header)})
 
 
 def restore(path: Path, parts: Parts, *, about: Mapping[str, Any]) -> list[Tensor]:
@@ -69,6 +67,7 @@ def restore(path: Path, parts: Parts, *, about: Mapping[str, Any]) -> list[Tenso
     """
     if not path.exists():
         return []
+    verify(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["nasvit"])
@@ -93,19 +92,3 @@ def restore(path: Path, parts: Parts, *, about: Mapping[str, Any]) -> list[Tenso
     if header["scaler"]:
         parts.scaler.load_state_dict(header["scaler"])
     return list(tensors["losses"].unbind())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, header: Mapping[str, Any] | None = None) -> None:
-    """A safetensors file, written whole or not at all; the header is JSON under "nasvit" in its metadata."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    metadata = None if header is None else {"nasvit": json.dumps(header)}
-    try:
-        plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        save_file(plain, temporary, metadata=metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -132,6 +132,14 @@ def test_shutdown_with_cancel_ends_at_once_and_cancels_all(name: str) -> None:
             future.result(LIMIT)
 
 
+@pytest.mark.slow
+def test_what_no_node_has_room_for_fails_with_what_is_asked_and_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasvit.engines.ray.ROOM_SECONDS", 3.0)
+    with make_engine("ray", workers=2, gpus=1.0) as engine:
+        errors = [f.exception(LIMIT) for f in [engine.submit(tasks.add, 1, 1) for _ in range(3)]]
+    assert all(isinstance(e, WorkerError) and "no room" in str(e) and "'num_gpus': 1.0" in str(e) for e in errors)
+
+
 def test_make_engine_refuses_an_unknown_name_and_no_workers() -> None:
     with pytest.raises(ConfigError, match="did you mean 'processes'"):
         make_engine("process", workers=1)

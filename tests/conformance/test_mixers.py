@@ -177,7 +177,7 @@ def test_exports_to_onnx_and_agrees(spec: MixerSpec) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spec", specs(SQUARE))
 def test_runs_and_learns_in_half_precision(spec: MixerSpec, dtype: torch.dtype) -> None:
-    mixer, x = made(spec, SQUARE).train(), torch.randn(2, *SQUARE, DIM)
+    mixer, x = made(spec, SQUARE).train(), torch.randn(2, *SQUARE, DIM, requires_grad=True)  # a mixer may have no parameter
     with torch.autocast("cpu", dtype=dtype):
         out = mixer(x)
     out.float().square().sum().backward()

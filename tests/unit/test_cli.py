@@ -122,3 +122,14 @@ def test_an_arch_file_is_read_as_json_and_yaml(tmp_path: Path, tiny_arch: Arch) 
 
 def test_the_app_is_a_typer_app_with_main_as_its_entry() -> None:
     assert isinstance(cli.app, typer.Typer) and cli.main(["--version"]) == 0
+
+
+def test_what_the_system_refuses_is_one_message(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "report.html")
+
+    monkeypatch.setattr(cli, "render", full)
+    assert cli.main(["report", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert "No space left on device: 'report.html'" in shown and "Traceback" not in shown

@@ -221,6 +221,22 @@ def test_the_report_of_several_comparisons_says_which_goals_are_met(driver: Any)
     assert few["significantly below"] == "too few seeds to tell"
 
 
+def test_a_report_in_a_file_shows_the_figures_beside_it(driver: Any, tmp_path: Path) -> None:
+    import sampler_report
+
+    out, page = tmp_path / "out", tmp_path / "page" / "samplers.md"
+    for folder in (out, page.parent):
+        folder.mkdir()
+    pd.DataFrame([{"sampler": name, "seeds": 2, "hv@100": 0.8, "hv@300": 0.9} for name in ("surrogate", "tpe")]).to_csv(
+        out / "summary.csv", index=False)
+    pd.DataFrame([{"trials": 300, "peer": "tpe", "verdict": "-", "pairs": 2}]).to_csv(out / "tests.csv", index=False)
+    (out / "report.md").write_text("## Tiny: a x b\n\nA table.\n")
+    (out / "figure.png").write_bytes(b"a picture")
+    assert sampler_report.main([str(out), "--markdown", str(page)]) == 0
+    shown = [line for line in page.read_text().splitlines() if line.startswith("![")]
+    assert len(shown) == 1 and (page.parent / shown[0].partition("(")[2].rstrip(")")).read_bytes() == b"a picture"
+
+
 def test_results_of_another_problem_are_not_reused(driver: Any, table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert driver.main([*arguments(table, "--samplers", "random", "--out", str(out))]) == 0

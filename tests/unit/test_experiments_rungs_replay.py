@@ -20,12 +20,12 @@ def table(*, noise: float) -> dict[str, object]:
 
 
 def test_a_replay_finds_the_whole_front_where_the_rungs_rank_truly_and_counts_the_steps_that_took() -> None:
-    found = replay(table(noise=0.0), first=1, eta=2, seed=0)
+    found = replay(table(noise=0.0), rungs=(30, 60, 120), eta=2, seed=0)
     assert found.volume == pytest.approx(1) and found.best_lost == pytest.approx(0)
     assert (8 * 30 + 8 * 120) / (16 * 120) <= found.steps < 0.8, "the eight of the front go to the top"
-    assert replay(table(noise=0.0), first=2, eta=2, seed=0).steps > found.steps
+    assert replay(table(noise=0.0), rungs=(60, 120), eta=2, seed=0).steps > found.steps
 
 
 def test_rungs_that_rank_by_chance_lose_some_of_the_front() -> None:
-    runs = [replay(table(noise=1.0), first=1, eta=4, seed=seed) for seed in range(3)]
+    runs = [replay(table(noise=1.0), rungs=(30, 60, 120), eta=4, seed=seed) for seed in range(3)]
     assert all(run.steps < 1 for run in runs) and min(run.volume for run in runs) < 0.999

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import nasvit
 from nasvit.errors import ConfigError, RunError
 from nasvit.models.build import build
+from nasvit.models.weight_file import write_weights
 from nasvit.report import load
 from nasvit.results.record import append
 from tests.unit.report.make_run import write_run
@@ -64,8 +64,7 @@ def test_a_model_comes_with_the_weights_of_the_search_until_it_is_trained_in_ful
     with pytest.raises(RunError, match="the checkpoint of trial"):
         run.model("best")
     module = build(record.network(), seed=5)
-    (path / "checkpoints").mkdir()
-    save_file(module.state_dict(), path / "checkpoints" / "best.safetensors")
+    write_weights(path / "checkpoints" / "best.safetensors", module.state_dict())
     append(path / "records.jsonl", replace(record, rung=3, objectives={**record.objectives, "accuracy": 0.999},
                                            checkpoint="checkpoints/best.safetensors"))
     run, x = nasvit.load(path), torch.randn(2, 1, 16, 16)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nasvit.arch import Grid, MixerSpec, Scalar, check_mixer
 from nasvit.errors import ArchError
-from nasvit.registry import Registry, unknown
+from nasvit.registry import Registry, subclass_of, unknown
 
 
 class Mixer(nn.Module):
@@ -60,7 +60,7 @@ class Mixer(nn.Module):
         return 0
 
 
-MIXERS: Registry[type[Mixer]] = Registry("mixer")
+MIXERS: Registry[type[Mixer]] = Registry("mixer", group="nasvit.mixers", check=subclass_of(Mixer))
 
 
 def parameters_of(name: str) -> dict[str, inspect.Parameter]:

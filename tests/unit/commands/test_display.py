@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from nasvit.commands.display import Display, duration, line, picture, plot
+from nasvit.commands.display import PREPARING, Display, duration, line, picture, plot
+from nasvit.engines import Node
 from nasvit.search.progress import Snapshot
 
 
@@ -49,7 +50,8 @@ def test_without_a_terminal_there_are_plain_lines_and_the_last_one_is_never_drop
             display(snap(evaluated=evaluated))
         display(snap(stopped_because="budget"))
     lines = file.getvalue().splitlines()
-    assert len(lines) == 3 and lines[0] == "a search" and lines[-1].endswith("stopped: budget") and "\x1b" not in file.getvalue()
+    assert len(lines) == 4 and lines[:2] == ["a search", PREPARING] and lines[-1].endswith("stopped: budget")
+    assert "\x1b" not in file.getvalue()
 
 
 def test_on_a_terminal_there_is_the_live_picture() -> None:
@@ -66,3 +68,21 @@ def test_a_title_with_brackets_is_shown_as_it_is() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(picture(snap(), title="search on data[/b] [red]"))
     assert "data[/b] [red]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_nodes_of_a_cluster_are_named_with_their_workers_at_work() -> None:
+    nodes = (Node(name="10.0.0.5-ab12", workers=4, busy=3), Node(name="10.0.0.6-cd34", workers=2, busy=0))
+    assert "nodes 10.0.0.5-ab12 3/4, 10.0.0.6-cd34 0/2" in line(snap(nodes=nodes)) and "nodes" not in line(snap())
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    console.print(picture(snap(nodes=nodes), title="t"))
+    assert "10.0.0.6-cd34 0/2" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_without_a_terminal_a_note_is_printed_when_it_comes_and_once() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    with Display(title="t", console=console) as display:
+        for notes in ((), ("the storage is lost",), ("the storage is lost", "the storage is back")):
+            display(snap(notes=notes))
+            display(snap(notes=notes))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("the storage is lost") == text.count("the storage is back") == 1

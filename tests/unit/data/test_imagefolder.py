@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from nasvit import data
-from nasvit.data import base
+from nasvit.data import base, imagefolder
 from nasvit.data.imagefolder import decode
 from nasvit.errors import DataError
 
@@ -151,3 +152,29 @@ def test_the_natural_size_is_the_median_short_side(tmp_path: Path) -> None:
     (tmp_path / "b" / "3.png").touch()
     info = data.describe(str(tmp_path))
     assert (info.natural_size, info.in_channels, info.num_classes) == ((40, 40), 3, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_devices_and_broken_links_are_skipped_by_name_and_nobody_waits_for_them(tmp_path: Path) -> None:
+    make(tmp_path)
+    os.mkfifo(tmp_path / "blue" / "pipe.png")
+    (tmp_path / "blue" / "nowhere.png").symlink_to(tmp_path / "absent.png")
+    (tmp_path / "red" / "endless.png").symlink_to("/dev/zero")
+    loaded = data.load(str(tmp_path), seed=1, image_size=(8, 8))
+    assert loaded.skipped == 3 and all(name in loaded.notes[0] for name in ("pipe.png", "nowhere.png", "endless.png", "no regular file"))
+
+
+def test_a_program_in_postscript_is_no_image(tmp_path: Path) -> None:
+    """Pillow would give it to Ghostscript."""
+    make(tmp_path)
+    (tmp_path / "blue" / "program.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n")
+    loaded = data.load(str(tmp_path), seed=1, image_size=(8, 8))
+    assert loaded.skipped == 1 and "program.eps (UnidentifiedImageError)" in loaded.notes[0]
+
+
+def test_a_picture_of_too_many_pixels_is_skipped_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagefolder, "_MAX_PIXELS", 1000)
+    make(tmp_path)
+    save(tmp_path / "red" / "large.png", (1, 2, 3), size=(50, 50))
+    loaded = data.load(str(tmp_path), seed=1, image_size=(8, 8))
+    assert loaded.skipped == 1 and "large.png (ValueError: 50 x 50 pixels, more than 1000)" in loaded.notes[0]

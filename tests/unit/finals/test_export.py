@@ -111,10 +111,17 @@ def test_a_dynamic_batch_takes_any_number_of_images(name: str, tmp_path: Path) -
     one, chosen = trained(arch()), runtime(name)
     done = export(one, runtime=chosen, folder=tmp_path, dynamic_batch=True)
     assert done.parity.relative_error < exporting.TOLERANCE and done.about["batch"] == "any"
-    images = torch.randn(5, 3, 32, 32)
+    batches = [torch.randn(count, 3, 32, 32) for count in (1, 2, 5)]
     with torch.no_grad():
-        wanted = one.module(images).numpy()
-    assert np.abs(run_file(done.file, runtime=chosen, batches=[images.numpy()])[0] - wanted).max() < 1e-2 * np.abs(wanted).max()
+        wanted = [one.module(images).numpy() for images in batches]
+    for found, logits in zip(run_file(done.file, runtime=chosen, batches=[b.numpy() for b in batches]), wanted, strict=True):
+        assert found.shape == logits.shape and np.abs(found - logits).max() < exporting.TOLERANCE * np.abs(logits).max()
+
+
+def test_a_file_that_does_not_finish_in_its_runtime_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "RUN_TIMEOUT_S", 0.01)
+    with pytest.raises(MeasurementError, match="did not finish"):
+        run_file(tmp_path / "model.onnx", runtime=parse_runtime("onnxruntime"), batches=[np.zeros((1, 3, 8, 8), dtype=np.float32)])
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,16 @@ def test_new_networks_are_predicted_within_a_few_percent_and_the_interval_holds_
     assert all(p.low_ms < p.median_ms < p.high_ms for p in found)
 
 
+def test_the_interval_holds_nine_in_ten_where_some_measurements_are_much_noisier_than_others(archs: list[Arch]) -> None:
+    noise, found = np.random.default_rng(2), LatencyModel()
+    spread = np.where(noise.random(len(archs)) < 0.4, 0.12, 0.02)
+    truth = np.array([device_ms(a) for a in archs]) * np.exp(noise.normal(0, spread))
+    for i in range(110):
+        found.observe(archs[i], float(truth[i]), error=1.645 * float(spread[i]))
+    inside = np.mean([p.low_ms <= t <= p.high_ms for p, t in zip(found.predict_many(archs[110:]), truth[110:], strict=True)])
+    assert 0.83 <= inside <= 0.97
+
+
 def test_a_measurement_draws_the_prediction_of_its_network_towards_it(archs: list[Arch]) -> None:
     short = LatencyModel()
     for arch in archs[:20]:

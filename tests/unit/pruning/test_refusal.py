@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nasvit.pruning import UnsupportedModelError, prepare
+from nasvit.pruning import UnsupportedModelError, prepare, slice_weights
 from tests.pruning_models import TIMM, ensure, make, timm
 
 ensure()
@@ -108,3 +108,16 @@ def test_two_prepared_models_do_not_know_of_each_other() -> None:
         before = one.module(image)
         two.module(torch.randn(3, 3, 32, 32))
         assert torch.equal(one.module(image), before)
+
+
+def test_an_owned_dense_network_is_prepared_again_and_a_pruned_one_is_refused() -> None:
+    dense = prepare(make("vit"))
+    again = prepare(dense.module)
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert again.plan == dense.plan and torch.equal(again.module(image), dense.module(image))
+        next(again.module.parameters()).zero_()
+    assert dense.module is not again.module and next(dense.module.parameters()).abs().sum() > 0
+    pruned = slice_weights(dense, dense.plan.with_blocks(mlp_dim=40), {})
+    with pytest.raises(UnsupportedModelError, match="was pruned before"):
+        prepare(pruned)

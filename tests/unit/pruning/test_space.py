@@ -10,7 +10,8 @@ from optuna.trial import FixedTrial
 
 from nasvit.errors import ArchError, ConfigError
 from nasvit.pruning.dense import check, prepare
-from nasvit.pruning.space import STRENGTHS, PruneSpace, parse_choices
+from nasvit.pruning.plan import Plan
+from nasvit.pruning.space import BEYOND, STRENGTHS, PruneSpace, parse_choices
 from nasvit.pruning.speed import Speed, terms
 from nasvit.torchvision_ops import ensure
 
@@ -97,4 +98,35 @@ def test_an_aim_out_of_reach_is_an_error(dense) -> None:
     solve = speed.solver(aim_ms=lambda: 1.0, steps=STRENGTHS)
     space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), order=(), solve=solve)
     with pytest.raises(ArchError, match="at the strongest"):
-        space.sample(random.Random(0))
+        space.suggest(FixedTrial({name: 1.0 if 1.0 in values else values[-1] for name, values in space.parameters().items()}))
+
+
+def test_a_first_measurement_far_off_ends_no_search(dense) -> None:
+    speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8),
+                       solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
+
+    def true(plan: Plan) -> float:
+        """A machine on which every place where tokens are dropped costs as much as half of the model."""
+        return 1 + 9 * float(terms(plan, dense.layout)[1:4].sum() / speed.scale[1:4].sum()) + 5 * float(terms(plan, dense.layout)[5])
+
+    rng, found = random.Random(0), []
+    first = next(p for p in iter(lambda: space.sample(rng), None) if p.operator == "merge")
+    speed.observe(first, true(first), half_width=0.02)
+    for _ in range(12):
+        plan = space.sample(rng)
+        assert space.suggest(FixedTrial(dict(space.arch_parameters(plan)))) == plan
+        speed.observe(plan, true(plan), half_width=0.02)
+        found.append(true(plan))
+    assert true(first) > 20 and sum(5 < ms <= 6.3 for ms in found[-4:]) >= 2
+
+
+def test_a_target_that_nothing_reaches_is_given_up_after_a_few_plans(dense) -> None:
+    speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), order=(),
+                       solve=speed.solver(aim_ms=lambda: 1.0, steps=STRENGTHS))
+    rng, tried = random.Random(0), 0
+    with pytest.raises(ArchError, match="at the strongest"):
+        for tried in range(BEYOND + 1):  # noqa: B007
+            space.sample(rng)
+    assert tried == BEYOND

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from nasvit.errors import RunError
 from nasvit.report import load, render
 from nasvit.report.render import html, markdown
 from nasvit.results.record import TrialRecord, append, read
@@ -41,7 +44,7 @@ def hostile(path: Path) -> Path:
     write_run(path, trials=25)
     record = next(r for r in read(path / "records.jsonl") if r.status == "complete")
     append(path / "records.jsonl", replace(record, trial=900, status="failed", reason=EVIL))
-    append(path / "baselines.jsonl", TrialRecord(trial=9, status="complete", rung=3, arch=None, arch_id=EVIL, label=EVIL,
+    append(path / "baselines.jsonl", TrialRecord(trial=9, status="complete", rung=3, arch=None, arch_id="evil", label=EVIL,
                                                  objectives={"accuracy": 0.9, "latency_ms": 2.0}))
     env = json.loads((path / "env.json").read_text())
     env["data"]["name"] = env["space"]["name"] = env["host"]["cpu"] = env["device"]["cpu"] = EVIL
@@ -100,11 +103,11 @@ def test_hostile_text_makes_no_element_and_stays_readable(tmp_path: Path) -> Non
 def test_a_spreadsheet_finds_no_formula(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", trials=1, baselines=False)
     donor = next(r for r in read(write_run(tmp_path / "other", trials=20, baselines=False) / "records.jsonl") if r.status == "complete")
-    for trial, label in enumerate(("=1+1", "+1", "-1", "@A1", "\tx", "plain"), start=10):
+    for trial, label in enumerate(("=1+1", "+1", "-1", "@A1", "\tx", " =1", "\uff1d1", "plain"), start=10):
         append(path / "records.jsonl", replace(donor, trial=trial, label=label))
     render(path)
     labels = pd.read_csv(path / "front.csv", keep_default_na=False)["label"].tolist()
-    assert labels[-6:] == ["'=1+1", "'+1", "'-1", "'@A1", "'\tx", "plain"]
+    assert labels[-8:] == ["'=1+1", "'+1", "'-1", "'@A1", "'\tx", "' =1", "'\uff1d1", "plain"]
 
 
 @pytest.mark.parametrize("trials", [0, 1])
@@ -136,3 +139,24 @@ def test_the_page_tells_what_the_run_was(run_dir: Path) -> None:
 
 def test_reasons_that_differ_in_numbers_only_are_one_line(run_dir: Path) -> None:
     assert markdown(load(run_dir)).count("is over the limit of 4 ms") == 1
+
+
+def test_a_sign_that_no_xml_may_hold_does_not_end_the_process(tmp_path: Path) -> None:
+    """vl-convert aborts on a zero byte in a chart's text; no exception, so this test could not have said so."""
+    code = ("from nasvit.report.embed import svg_of; print(svg_of({'data': {'values': [{'a': 'x\\0y'}]}, 'mark': 'text', "
+            "'encoding': {'text': {'field': 'a', 'type': 'nominal'}}}))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "x\ufffdy" in done.stdout, done.stderr[-500:]
+
+
+def test_a_file_of_a_run_that_says_the_impossible_is_damaged_and_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", trials=5, baselines=False)
+    for name, text, word in (("env.json", '{"data": {"train": []}}', "data.train must be a number"),
+                             ("summary.json", '{"engine": "\\ud800"}', "summary.json"),
+                             ("env.json", '{"reference_ms": NaN}', "reference_ms"),
+                             ("experiment.yaml", "a: &a [1]\nb: [*a, *a]\n", "aliases")):
+        kept = (path / name).read_text()
+        (path / name).write_text(text)
+        with pytest.raises(RunError, match=word):
+            load(path)
+        (path / name).write_text(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,25 @@ def test_repair_without_records_is_an_error(tmp_path: Path) -> None:
 def test_a_value_that_no_network_can_have_is_refused(name: str, value: object) -> None:
     with pytest.raises(RunError, match=name):
         record(objectives={name: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("arch_id", "../../outside"), ("arch_id", "/etc/passwd"), ("arch_id", ""), ("arch_id", "a/b"), ("arch_id", ".."), ("arch_id", "a\n"),
+    ("checkpoint", "../x.safetensors"), ("checkpoint", "/x.safetensors"), ("checkpoint", "checkpoints/../../x"),
+    ("checkpoint", "checkpoints/"),
+    ("trial", "0"), ("trial", -1), ("trial", 10**30), ("rung", None), ("rung", True), ("latency", []), ("latency", {"median_ms": [1]}),
+    ("seconds", {"train": "1"}), ("params", {"a": []}), ("reason", 3), ("details", []), ("started", 1e308), ("versions", {"torch": 2}),
+    ("label", "\ud800"), ("arch", "x"), ("fingerprint", None)])
+def test_a_line_with_a_sound_checksum_and_an_impossible_field_is_refused_by_name(field: str, value: object) -> None:
+    """Records come from other machines too: no name leads out of the run directory, no type surprises who reads them."""
+    with pytest.raises(RunError, match=field):
+        from_line(to_line(replace(record(), **{field: value})))  # type: ignore[arg-type]
+
+
+def test_a_line_without_what_a_record_needs_is_refused() -> None:
+    import json
+    import zlib
+
+    text = json.dumps({"trial": 1}, separators=(",", ":"))
+    with pytest.raises(RunError, match="missing: status"):
+        from_line(f'{{"crc":"{zlib.crc32(text.encode()):08x}","record":{text}}}')

@@ -6,7 +6,7 @@ import pytest
 
 from nasvit.errors import RunError
 from nasvit.experiment import Experiment
-from nasvit.search.directory import claimed, drift, read_json, summary, write, write_json
+from nasvit.search.directory import check_objectives, claimed, drift, read_json, summary, versions, write, write_json
 from tests.unit.search.fakes import record
 
 ENV = {"fingerprint": "d0", "data": {"fingerprint": "x0", "image_size": [16, 16]}, "space": {"name": "small"}}
@@ -45,3 +45,18 @@ def test_drift_names_what_differs_and_only_that() -> None:
     other = {**ENV, "fingerprint": "d1", "data": {"fingerprint": "x1", "image_size": [16, 16]}}
     found = drift(ENV, other, old=same, new=same.model_copy(update={"seed": 3}), spaces=("a", "b"))
     assert [text.split()[0] for text in found] == ["space", "data", "device", "seed"]
+
+
+def test_another_version_of_a_library_is_drift_and_a_mended_python_is_not() -> None:
+    same, now = Experiment(space="small"), versions()
+    before = {**ENV, **now, "torch": "1.0.0"}
+    found = drift(before, {**ENV, **now}, old=same, new=same, spaces=("a", "a"))
+    assert found == [f"version of torch (was 1.0.0, is {now['torch']})"]
+    mended = {**ENV, **now, "python": f"{now['python'].rpartition('.')[0]}.99"}
+    assert drift(mended, {**ENV, **now}, old=same, new=same, spaces=("a", "a")) == []
+
+
+def test_an_objective_that_the_records_lack_is_refused() -> None:
+    with pytest.raises(RunError, match="trial 3 was recorded without peak_memory_mb"):
+        check_objectives([record(3)], ["accuracy", "peak_memory_mb"])
+    check_objectives([record(3)], ["accuracy", "latency_ms"])

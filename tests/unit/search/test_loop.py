@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nasvit.engines import OverLimitError
+from nasvit.errors import StorageError
 from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord, read
 from nasvit.search.evaluate import Job
@@ -177,3 +178,17 @@ def test_snapshots_count_what_the_records_say(tmp_path: Path) -> None:
     assert last.rejected == counts(loop.records).rejected and last.hypervolume > 0 and sum(last.per_rung) >= 12
     assert all(s.stopped_because is None for s in seen[:-1])
     assert [name for name, _ in last.best] == sorted((name for name, _ in last.best), key=lambda n: float(n.split()[1]))
+
+
+def test_a_full_disk_in_a_worker_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
+    def full(job: Job) -> TrialRecord:
+        if job.trial == 3:
+            raise StorageError("cannot write: No space left on device")
+        return fake_evaluate(job)
+
+    loop = make_loop(tmp_path, budget=10, evaluate=full)
+    with pytest.raises(StorageError, match="No space left"):
+        loop.run()
+    assert {r.trial for r in read(tmp_path / "records.jsonl")} == {0, 1, 2}
+    again = make_loop(tmp_path, budget=10, records=read(tmp_path / "records.jsonl"))
+    assert again.run() == "budget" and counts(again.records).evaluated == 10

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from nasvit.search.rungs import at_rung, best, promotable, unfinished
+import random
+
+from nasvit.search.rungs import JUDGED, at_rung, best, promotable, unfinished
 from tests.unit.search.fakes import record
 
 NAMES = ("accuracy", "latency_ms")
@@ -44,3 +46,21 @@ def test_in_the_end_the_best_of_each_rung_are_due_as_they_then_stand() -> None:
     assert sorted(due) == [0, 5]
     promoted = [*records, record(5, rung=2, accuracy=0.8, latency=3.0), record(0, rung=2, status="failed")]
     assert unfinished(promoted, NAMES, top=2, eta=3) == []
+
+
+def test_of_many_results_a_trial_is_judged_as_among_all_of_them_but_near_the_border() -> None:
+    rng = random.Random(0)
+    results = [record(n, accuracy=rng.random(), latency=1 + rng.random()) for n in range(1500)]
+    first = set(best(results, NAMES, count=len(results) // 2))
+    asked = range(0, 1500, 15)
+    agreed = sum(promotable(n, results, NAMES, eta=2) == (n in first) for n in asked)
+    assert len(results) > JUDGED and agreed >= 0.93 * len(asked)
+
+
+def test_a_few_results_are_judged_exactly_as_the_best_of_them() -> None:
+    rng = random.Random(1)
+    results = [record(n, accuracy=rng.randint(0, 8) / 10, latency=rng.randint(1, 8)) for n in range(60)]
+    for eta in (2, 3, 4):
+        first = set(best(results, NAMES, count=len(results) // eta))
+        assert [promotable(n, results, NAMES, eta=eta) for n in range(60)] == [n in first for n in range(60)]
+    assert not promotable(99, results, NAMES, eta=2)

@@ -14,7 +14,7 @@ from nasvit.search.evaluate import Job
 from nasvit.search.objectives import known_of
 from nasvit.search.screen import ENOUGH, Screen, make_screen
 from nasvit.search.study import Proposer
-from tests.unit.search.fakes import SmallSpace, arch, fake_evaluate, make_loop, settings
+from tests.unit.search.fakes import SmallSpace, arch, fake_evaluate, make_loop, record, settings
 
 
 def stats(ms: float) -> dict[str, float]:
@@ -117,3 +117,11 @@ def test_a_profile_of_another_device_is_refused_and_one_of_this_is_used_on_the_r
     assert screen.judge(every()[-1]) is not None
     with pytest.raises(ConfigError, match="profile of device here and this one is there"):
         make_screen(experiment, settings=replace(made, fingerprint="there"))
+
+
+def test_a_model_that_knows_enough_learns_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasvit.search.screen.LEARNED", 3)
+    made = Screen(limits={"latency_ms": 8.0})
+    for number in range(6):
+        made.observe(replace(record(number), latency=stats(1.0 + number)))
+    assert [o.ms for o in made.models["latency_ms"].observations] == [1.0, 2.0, 3.0]

@@ -13,8 +13,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import BaseSampler, RandomSampler
 
 from nasvit.results.front import hypervolume
+from nasvit.search.candidates import key
 from nasvit.search.domain import ArchDomain, LearnedDomain, at_share, share_of, values_of
-from nasvit.search.surrogate import EXPLORE, RUNG, SurrogateSampler, expected_gain
+from nasvit.search.surrogate import EXPLORE, RUNG, SurrogateSampler, _evidence, expected_gain
 from nasvit.search.telling import telling
 from nasvit.space import SearchSpace
 
@@ -207,6 +208,20 @@ def test_a_continuous_range_is_searched_between_its_sixteen_values() -> None:
     study = optuna.create_study(direction="minimize", sampler=SurrogateSampler(seed=0))
     study.optimize(distance, n_trials=40)
     assert abs(study.best_params["x"] - 0.217) < 0.03
+
+
+@pytest.mark.parametrize("all_useful", [True, False])
+def test_a_poor_quality_is_held_useless_only_where_configurations_may_compute_nothing(all_useful: bool,
+                                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LearnedDomain, "all_useful", all_useful)
+    sampler = SurrogateSampler(seed=0)
+    trials = search(sampler, trials=14).get_trials()
+    inputs = sampler._inputs
+    assert inputs is not None
+    evidence = _evidence(trials, [key(t.params) for t in trials], inputs)
+    lines = [sampler.judge(evidence, inputs.batch([])).useful for _ in range(20)]
+    assert np.isinf(lines).all() == all_useful
+    assert ArchDomain.all_useful
 
 
 def test_a_share_of_the_proposals_explores() -> None:

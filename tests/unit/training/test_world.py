@@ -22,7 +22,7 @@ import torch
 torch.set_num_threads(1)
 from nasvit.models import build
 from nasvit.training import Checkpoint, Recipe, Watch, joined, train
-from nasvit.training.state import write_tensors
+from nasvit.models.weight_file import write_weights
 from tests.unit.training.test_state import small
 from tests.unit.training.test_world import arch
 
@@ -34,7 +34,7 @@ with joined(device="cpu") as world:
             raise SystemExit(3)
     result = train(module, small(), steps=steps, seed=0, recipe=Recipe(accumulate=accumulate, ema=0.9, mixup=0.2), world=world,
                    checkpoint=Checkpoint(path=out.with_suffix(".state"), every_s=0), watch=Watch(report=report, every=1))
-    write_tensors(out.with_suffix(f".{world.rank}"), module.state_dict())
+    write_weights(out.with_suffix(f".{world.rank}"), module.state_dict())
 """
 
 

@@ -1,0 +1,123 @@
+"""What a pruning writes is held against the network, and a run that is not the dense model's ends before anything is pruned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nasvit.data import load as load_data
+from nasvit.errors import RunError
+from nasvit.pruning import load, prepare, slice_weights, uniform
+from nasvit.results.record import TrialRecord
+from nasvit.runtimes.onnxruntime import OnnxRuntime
+from nasvit.search import prune as session
+from nasvit.search.prune_result import write_result
+from tests.pruning_models import make, timm, wake
+
+SHAPE = (3, 32, 32)
+IMAGES = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def pruned() -> nn.Module:
+    dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
+    return slice_weights(dense, uniform(dense.plan.source, keep=0.5, parts=("mlp",)), {})
+
+
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxRuntime, "missing", lambda self: "onnx is not installed; pip install 'nasvit[onnx]'")
+
+
+def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn.Module, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    found = write_result(pruned, tmp_path, shape=SHAPE)
+    assert found["onnx"]["file"] == "model.onnx" and found["onnx"]["error"] <= 1e-5 and found["fused"] <= 1e-5
+    session_ = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        truth = pruned(IMAGES[:1])
+        assert torch.equal(load(tmp_path / "arch.json", tmp_path / "model.safetensors")(IMAGES[:1]), truth)
+    out = session_.run(None, {session_.get_inputs()[0].name: IMAGES[:1].numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(out), truth, atol=1e-5, rtol=1e-4)
+
+
+def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Module, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    write = OnnxRuntime.write
+
+    def wrong(self: OnnxRuntime, module: nn.Module, example: Tensor, path: Path) -> None:
+        write(self, nn.Sequential(module, nn.Softmax(dim=1)), example, path)
+
+    monkeypatch.setattr(OnnxRuntime, "write", wrong)
+    found = write_result(pruned, tmp_path, shape=SHAPE)["onnx"]
+    assert found["file"] is None and "does not compute what torch computes" in found["why"]
+    assert not (tmp_path / "model.onnx").exists() and (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_without_onnx_it_is_said_what_to_install(pruned: nn.Module, tmp_path: Path) -> None:
+    assert write_result(pruned, tmp_path, shape=SHAPE)["onnx"] == {"file": None, "why": "onnx is not installed; pip install 'nasvit[onnx]'"}
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(pruned: nn.Module, tmp_path: Path) -> None:
+    assert write_result(pruned, tmp_path, shape=SHAPE)["timm"]["file"] == "timm.safetensors"
+    given = json.loads((tmp_path / "timm.json").read_text())
+    model = timm.create_model(given["name"], **given["arguments"]).eval()
+    model.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGES), pruned(IMAGES), atol=2e-5, rtol=1e-4)
+    dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
+    fewer = slice_weights(dense, dense.plan.with_blocks(heads=2), {})
+    found = write_result(fewer, tmp_path / "fewer", shape=SHAPE)["timm"]
+    assert found["file"] is None and "are not the width" in found["why"] and not (tmp_path / "fewer" / "timm.json").exists()
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_attentions_that_disagree_are_refused_before_anything_is_written(pruned: nn.Module, tmp_path: Path) -> None:
+    attention = pruned.blocks[1].attn  # type: ignore[index, union-attr]
+    right = attention.forward
+    attention.forward = lambda *given, **named: right(*given, **named) * (1.001 if attention.fused else 1.0)
+    with pytest.raises(RunError, match="fused and written-out attention differ"):
+        write_result(pruned, tmp_path, shape=SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_that_is_not_the_dense_model_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data("digits", seed=0)
+    model = wake(timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, num_classes=10, depth=2, embed_dim=48,
+                                   num_heads=3))
+    dense = prepare(model)
+    assert session.same(dense, model, data) <= 1e-6
+
+    def almost(*given: object) -> nn.Module:
+        whole = slice_weights(*given)  # type: ignore[arg-type]
+        with torch.no_grad():
+            whole.head.weight.mul_(1 + 1e-4)  # type: ignore[union-attr, operator]
+        return whole
+
+    monkeypatch.setattr(session, "slice_weights", almost)
+    with pytest.raises(RunError, match=r"does not give the dense model.*nothing was pruned"):
+        session.same(dense, model, data)
+
+
+def record(accuracy: float, ms: float, *, rung: int = 1) -> TrialRecord:
+    return TrialRecord(trial=0, status="complete", rung=rung, arch=None, arch_id="0" * 12, label="it",
+                       objectives={"accuracy": accuracy, "latency_ms": ms})
+
+
+def test_with_a_target_the_slowest_of_the_equally_accurate_is_taken_and_without_one_the_fastest() -> None:
+    best, equal, worse = record(0.80, 5.0), record(0.79, 5.8), record(0.70, 5.9)
+    assert session.choose([best, equal, worse], images=400, target_ms=6.0) is equal  # the standard error of 80 % on 400 images is 2 %
+    assert session.choose([best, equal, worse], images=40_000, target_ms=6.0) is best  # and on 40,000 it is 0.2 %
+    assert session.choose([record(0.80, 5.0), record(0.80, 4.0)], images=400, target_ms=None).objectives["latency_ms"] == 4.0
+    recovered = record(0.80, 5.5, rung=3)
+    assert session.choose([recovered, equal], images=400, target_ms=6.0) is recovered

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nasvit.results.record import TrialRecord, append
+from nasvit.search import loop
+from nasvit.search.progress import Tally, counts
+from nasvit.search.rungs import at_rung
+from tests.unit.search.fakes import make_loop, record
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tally_counts_what_all_records_say_at_every_moment(seed: int) -> None:
+    rng, records, tally = random.Random(seed), [], Tally()
+    for _ in range(80):
+        status = rng.choice(["complete", "complete", "rejected", "failed"])
+        records.append(record(rng.randrange(20), rung=0 if status == "rejected" else rng.randint(0, 3), status=status))
+        tally.add(records[-1])
+        assert tally.counts == counts(records)
+    assert all(list(tally.at_rung(rung)) == at_rung(records, rung) for rung in range(5))
+    assert Tally(records).counts == tally.counts
+
+
+def test_a_long_search_is_reported_once_in_a_while_and_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORTED", 5)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 1e9)
+    seen: list[tuple[int, str | None]] = []
+    made = make_loop(tmp_path, progress=lambda s: seen.append((s.evaluated, s.stopped_because)), budget=10, rungs=(60,))
+    made.run()
+    assert [n for n, _ in seen] == [1, 2, 3, 4, 5, 10] and seen[-1][1] == "budget"
+
+
+def test_every_trial_that_has_stopped_rising_is_told_once_and_again_only_if_the_end_promotes_it(tmp_path: Path) -> None:
+    told: list[TrialRecord] = []
+    made = make_loop(tmp_path, budget=9, rungs=(60, 120))
+    made.settled = told.append
+    made.run()
+    assert {r.trial for r in told} == {r.trial for r in made.records} and len({(r.trial, r.rung) for r in told}) == len(told)
+
+
+def test_a_record_costs_the_same_whatever_stands_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    for number in range(3):
+        append(path, replace(record(0), trial=number))
+    lines = path.read_bytes().splitlines()
+    assert len({len(line) for line in lines}) == 1
