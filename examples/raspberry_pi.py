@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> Path:
     best = nasvit.load(given.out).record("best")
     folder = given.out / "export" / f"{best.arch_id}-onnxruntime"
     latency = best.objectives["latency_ms"]
-    print(f"{best.arch_id}: {best.values['accuracy']:.1%} of the validation images, {latency:.3g} ms on {given.device}; copy {folder}")
+    print(f"{best.arch_id}: {best.objectives['accuracy']:.1%} of the validation images, {latency:.3g} ms on {given.device}; copy {folder}")
     return folder
 
 
