@@ -332,7 +332,8 @@ def _connected(address: str | None, *, workers: int) -> tuple[Any, bool]:
         raise ConfigError(f"the Ray cluster at {address} does not take this process's token ({_last_line(error)}); {HELP}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         which = f"at {address}" if address else "of this machine"
-        raise ConfigError(f"the Ray cluster {which} cannot be used: {_last_line(error)}") from error
+        hint = f"; it may ask for another token than this process has: {HELP}" if address else ""  # Ray names the token in its log alone
+        raise ConfigError(f"the Ray cluster {which} cannot be used: {_last_line(error)}{hint}") from error
     return ray, True
 
 
