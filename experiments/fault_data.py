@@ -327,7 +327,7 @@ def main() -> int:
     wrong = 0
     np.seterr(all="ignore")
     floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(f"{'kind':<50} {'what':<8} {'s':>5} {'MB':>5}  said (the process itself: {floor:.0f} MB)")
+    print(f"{'kind':<55} {'what':<8} {'s':>5} {'MB':>5}  said (the process itself: {floor:.0f} MB)")
     for name, make in KINDS.items():
         with tempfile.TemporaryDirectory() as folder:
             spec = str(make(Path(folder) / "data"))
@@ -335,8 +335,8 @@ def main() -> int:
                 bad = what.isupper() or seconds > SECONDS or megabytes > MEGABYTES
                 wrong += bad
                 said = " ".join(ascii(text.replace(folder, "")).split())
-                print(f"{name:<50} {what:<8} {seconds:5.1f} {megabytes:5.0f}  {'WRONG ' if bad else ''}{said if bad else said[:150]}")
-    print(f"{'kinds':<50} {len(KINDS)}\n{'gone wrong':<50} {wrong}")
+                print(f"{name:<55} {what:<8} {seconds:5.1f} {megabytes:5.0f}  {'WRONG ' if bad else ''}{said if bad else said[:150]}")
+    print(f"{'kinds':<55} {len(KINDS)}\n{'gone wrong':<55} {wrong}")
     return 0
 
 
