@@ -18,7 +18,7 @@ from nasvit.arch import Arch
 from nasvit.engines import OverLimitError
 from nasvit.errors import DeviceLostError, StorageError
 from nasvit.experiment import Experiment
-from nasvit.results.record import TrialRecord, append
+from nasvit.results.record import TrialRecord, append, read
 from nasvit.search import plateau
 from nasvit.search.evaluate import Job, Settings, derive_seed, failure
 from nasvit.search.progress import Progress, Tally, snapshot
@@ -104,11 +104,17 @@ class Loop:
                 self._drain(new_trials=False)
         except KeyboardInterrupt:
             self.stopped, self.halted = "interrupted", True
+            self._count_again()
             for future in [f for f in self.flights if f.done() and not f.cancelled()]:
                 if future.exception() is None:  # a worker that the same Ctrl-C reached has no result
                     self._land(future)
         self._report(None, ended=True)
         return self.stopped or "budget"
+
+    def _count_again(self) -> None:
+        """An interrupt can fall between a record on disk and its counting; what is on disk counts."""
+        self.records.extend(read(self.path)[len(self.records):])
+        self.tally = Tally(self.records)
 
     def _drain(self, *, new_trials: bool) -> None:
         """Fly everything that is due and land it, until nothing is left to fly."""
