@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import zipfile
 from functools import lru_cache
 from pathlib import Path
 
 import nasvit
+from nasvit.whole_file import whole
 
 MODULES = ("nasvit/errors.py", "nasvit/devices/agent.py", "nasvit/devices/timing.py", "nasvit/devices/machine.py",
            "nasvit/devices/lock.py", "nasvit/runtimes/sessions.py")
@@ -48,7 +48,6 @@ def write_bundle(folder: Path) -> Path:
     """The bundle as a file in `folder`, written whole or not at all."""
     path = folder / f"agent-{bundle_id()}.pyz"
     if not path.exists():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(bundle())
-        temporary.replace(path)
+        with whole(path) as temporary:
+            temporary.write_bytes(bundle())
     return path

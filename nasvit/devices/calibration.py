@@ -18,6 +18,7 @@ from statistics import quantiles
 from typing import Any
 
 from nasvit.errors import MeasurementError
+from nasvit.whole_file import whole
 
 FIRST_S, CHECK_S = 4.0, 0.6
 """Seconds of a first calibration, and of the look whether a kept one still holds."""
@@ -84,11 +85,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, entries: dict[str, Any]) -> None:
     """Keep the entries where the cache can be written; where it cannot, every run has a scale of its own, and says so ("new")."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), whole(path) as temporary:
         temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import yaml
 
 from nasvit.errors import ConfigError
 from nasvit.registry import unknown
+from nasvit.whole_file import whole
 from nasvit.yaml_file import read_yaml
 
 PLACES = ("cpu", "cuda", "ssh", "adb")
@@ -189,12 +190,9 @@ def check_name(name: str) -> None:
 def save_names(named: Mapping[str, str]) -> Path:
     """Write the devices file whole or not at all; returns its path. Raises ConfigError where it cannot be written."""
     path = devices_file()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(yaml.safe_dump(dict(named), sort_keys=True, allow_unicode=True), encoding="utf-8")
-        temporary.replace(path)
+        with whole(path) as temporary:
+            temporary.write_text(yaml.safe_dump(dict(named), sort_keys=True, allow_unicode=True), encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror}; set NASVIT_DEVICES to a file that you may write") from None
     return path

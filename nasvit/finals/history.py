@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from nasvit.training import Moment
+from nasvit.whole_file import whole
 
 COLUMNS = tuple(field.name for field in fields(Moment))
 TENSORBOARD = "tensorboard"
@@ -47,12 +47,10 @@ class History:
         if self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) < step]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with whole(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.path)
         if importlib.util.find_spec(TENSORBOARD) is not None:
             from torch.utils.tensorboard import SummaryWriter
 

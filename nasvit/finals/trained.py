@@ -7,7 +7,6 @@ the weights must know: images, normalisation, class names), `history.csv`; while
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from nasvit.arch import Arch
 from nasvit.errors import CheckpointError, ConfigError, RunError
 from nasvit.finals.subject import Subject
 from nasvit.models.weight_file import read_weights
+from nasvit.whole_file import whole
 
 METRICS, WEIGHTS, ARCH, HISTORY, PLAN, STATE = ("metrics.json", "model.safetensors", "arch.json", "history.csv", "plan.json",
                                                 "state.safetensors")
@@ -77,18 +77,11 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

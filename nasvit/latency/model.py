@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,6 +29,7 @@ from scipy.optimize import minimize, nnls
 from nasvit.arch import Arch
 from nasvit.errors import ConfigError, NasvitError
 from nasvit.latency.pieces import Piece, pieces
+from nasvit.whole_file import whole
 
 Array = NDArray[np.float64]
 
@@ -156,13 +156,10 @@ class LatencyModel:
     def save(self, path: Path | str) -> None:
         """Write the profile whole or not at all."""
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
-            temporary.replace(target)
+            with whole(target) as temporary:
+                temporary.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise ConfigError(f"cannot write {target}: {error.strerror}") from None
 
     @classmethod

@@ -7,7 +7,6 @@ stands in the metadata, so every reader of safetensors reads the file as it is.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nasvit.errors import CheckpointError, StorageError
+from nasvit.whole_file import whole
 
 CRC, UNKNOWN = "crc32", "00000000"
 MAX_HEADER = 100_000_000
@@ -27,19 +27,15 @@ CHUNK = 1 << 20
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
     """The file in its place once it is whole and synced. Raises StorageError naming path and cause."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, temporary, metadata={**(metadata or {}), CRC: UNKNOWN})
-        _seal(temporary)
-        temporary.replace(path)
+        with whole(path) as temporary:
+            save_file(plain, temporary, metadata={**(metadata or {}), CRC: UNKNOWN})
+            _seal(temporary)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}; free some space and resume the run") from None
     except SafetensorError as error:  # its own words for what the system said
         raise StorageError(f"cannot write {path}: {error}; free some space and resume the run") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_weights(path: Path, *, sealed: bool = True) -> dict[str, Tensor]:
@@ -96,12 +92,10 @@ def _checksum(header: dict[str, Any], data: IO[bytes]) -> str:
 
 
 def _seal(path: Path) -> None:
-    """Put the checksum in its place, and sync."""
+    """Put the checksum in its place."""
     with path.open("r+b") as file:
         checksum = _checksum(_header(file), file)
         file.seek(8)
         place = 8 + file.read(MAX_HEADER).index(f'"{CRC}":"{UNKNOWN}"'.encode()) + len(CRC) + 4
         file.seek(place)
         file.write(checksum.encode())
-        file.flush()
-        os.fsync(file.fileno())

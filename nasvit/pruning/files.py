@@ -20,6 +20,7 @@ from nasvit.models.build import build as build_arch
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning.dense import build
 from nasvit.pruning.plan import Plan
+from nasvit.whole_file import whole
 
 Form = Arch | Plan
 
@@ -61,9 +62,8 @@ def save(module: nn.Module, directory: str | Path) -> tuple[Path, Path]:
     directory.mkdir(parents=True, exist_ok=True)
     arch, weights = directory / "arch.json", directory / "model.safetensors"
     write_weights(weights, module.state_dict(), metadata={"id": form.id})
-    temporary = arch.with_name(arch.name + ".tmp")
-    temporary.write_text(form.to_json() + "\n", encoding="utf-8")
-    temporary.replace(arch)
+    with whole(arch) as temporary:
+        temporary.write_text(form.to_json() + "\n", encoding="utf-8")
     return arch, weights
 
 

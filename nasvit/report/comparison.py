@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from nasvit.report.tables import Run, foreign, part, xy_front
 from nasvit.results.front import Points, hypervolume, non_dominated, reference_point, to_minimised
 from nasvit.results.objectives import objective
 from nasvit.results.record import latest
+from nasvit.whole_file import whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#6E6E6E")
 
@@ -190,7 +190,6 @@ td { padding: 7px 14px 7px 0; border-bottom: 1px solid #e3e7ec } .chart { width:
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """compare.html (one file that opens offline), compare.png and compare.csv; returns them."""
-    folder.mkdir(parents=True, exist_ok=True)
     scripts = page_scripts({"comparison": chart(comparison)})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     title = " against ".join(comparison.names) if len(comparison.names) < 4 else f"{len(comparison.names)} runs compared"
@@ -201,10 +200,6 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         "compare.png": lambda p: p.write_bytes(png_of(picture)),
         "compare.csv": lambda p: plain_cells(comparison.table).to_csv(p, index=False)}
     for name, put in writers.items():
-        half_done = folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            put(half_done)
-            half_done.replace(folder / name)
-        finally:
-            half_done.unlink(missing_ok=True)
+        with whole(folder / name) as temporary:
+            put(temporary)
     return [folder / name for name in writers]

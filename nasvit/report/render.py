@@ -6,7 +6,6 @@ chart data stands in blocks that no browser executes, and the page's policy name
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from nasvit.report.pruned import pruned_section
 from nasvit.report.tables import Run, load
 from nasvit.report.truth import truth_of, verdict
 from nasvit.report.verified import verify
+from nasvit.whole_file import whole
 
 _KNEE = "knee"
 _FRONT_KEYS = ("accuracy", "latency", "interval", "macs", "params", "rung", "arch", "arch_id")
@@ -53,12 +53,8 @@ def render(run_dir: Path | str) -> list[Path]:
         "report.html": lambda p: p.write_text(html(run), encoding="utf-8"),
     }
     for name, write in writers.items():
-        half_done = run.path / f".{name}.{os.getpid()}.tmp"
-        try:
-            write(half_done)
-            os.replace(half_done, run.path / name)
-        finally:
-            half_done.unlink(missing_ok=True)
+        with whole(run.path / name) as temporary:
+            write(temporary)
     return [run.path / name for name in writers]
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 from nasvit.arch import Arch
 from nasvit.errors import NasvitError, RunError, StorageError
 from nasvit.results.objectives import fault
+from nasvit.whole_file import whole
 
 Status = Literal["complete", "rejected", "failed"]
 STATUSES = ("complete", "rejected", "failed")
@@ -227,11 +228,8 @@ def repair(path: Path) -> tuple[int, list[int]]:
             with path.with_name(path.name + ".damaged").open("ab") as aside:
                 aside.writelines(bad.values())
                 os.fsync(aside.fileno())
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            with temporary.open("wb") as file:
-                file.writelines(good)
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with whole(path) as temporary:
+                temporary.write_bytes(b"".join(good))
             _sync_folder(path.parent)
         except OSError as error:
             raise RunError(f"cannot repair {path}: {error.strerror}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from nasvit.runtimes.base import Runtime
 from nasvit.runtimes.parity import BOUND, compare
 from nasvit.space import SearchSpace
 from nasvit.space.rules import StageRules, mixer_params, outcomes
+from nasvit.whole_file import whole
 
 Form = Callable[[nn.Module], nn.Module]
 INPUTS = 3
@@ -198,11 +198,8 @@ def known_unsupported(space: SearchSpace, runtime: Runtime, *, form: Form, cache
         if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()):
             return found
     fresh = unsupported(space, runtime, form=form, threads=threads)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        cache.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), whole(path) as temporary:  # a cache that cannot be written costs time, nothing else
         temporary.write_text(json.dumps(fresh), encoding="utf-8")
-        temporary.replace(path)
     return fresh
 
 

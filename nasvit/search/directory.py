@@ -18,6 +18,7 @@ from nasvit.errors import ConfigError, RunError, StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
 from nasvit.search.progress import counts
+from nasvit.whole_file import whole
 
 RECORDS = "records.jsonl"
 MUST_AGREE = ("seed", "objectives", "limits", "rungs", "recipe")
@@ -26,15 +27,10 @@ MUST_AGREE = ("seed", "objectives", "limits", "rungs", "recipe")
 
 def write(path: Path, text: str) -> None:
     """Write the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}") from None
 
 

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from nasvit.engines import Engine, Node, parcels
 from nasvit.errors import StorageError
 from nasvit.results.record import TrialRecord
 from nasvit.search.evaluate import Evaluate, Job, Settings, dataset, device, in_two_steps, parcel_of
+from nasvit.whole_file import whole
 
 FILES = "run files"
 """The parcel with what a run directory holds before the first trial that jobs read: the dense model of a pruning."""
@@ -97,18 +97,11 @@ def _then(inner: Future[Any], outer: Future[Any], go_on: Callable[[Any], object]
 
 def write_bytes(path: Path, data: bytes) -> None:
     """The file whole and synced, or not at all. Raises StorageError naming path and cause."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}; free some space and resume the run") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- in the worker ------------------------------------------------------------------------------------------------------
