@@ -23,8 +23,8 @@ from nasvit.errors import ConfigError
 from nasvit.registry import Registry
 from nasvit.runtimes import Runtime
 
-LEVELS = 100
-"""Repeats over which the machine's own speed is remembered: ten measurements or more."""
+LEVELS, FEW_LEVELS = 100, 20
+"""Repeats over which the machine's own speed is remembered (ten measurements or less), and how many show that it is faster than thought."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +128,15 @@ class Device(ABC):
         return {key: self.runtime.setting(key) for key in self.runtime.accepted if key != "python"}
 
     def level_ms(self, scale: float) -> float:
-        """The reference's time alone on this machine when it is calm: the scale, or what its better moments have been of late.
+        """The reference's time alone on this machine when it is calm: what its better moments have been of late.
 
-        A machine that has become slower for good (hot, on battery) is calm at its new speed, once it has kept it for a while.
+        Until enough is known, the fastest that it has been seen: beside a scale taken in a slow hour everything would pass for calm. A
+        machine that has become slower for good (hot, on battery) is calm at its new speed, once it has kept it for a while.
         """
-        return scale if len(self.levels) < LEVELS else max(scale, quantile(self.levels, 0.1))
+        better = quantile(self.levels, 0.1) if len(self.levels) >= FEW_LEVELS else math.inf
+        if len(self.levels) == LEVELS:
+            return better
+        return min(scale, better, self.scale.now_ms if self.scale is not None else math.inf)
 
     def scale_facts(self) -> dict[str, Any]:
         """What `describe` says of the scale."""

@@ -22,8 +22,9 @@ from nasvit.whole_file import whole
 
 FIRST_S, CHECK_S = 4.0, 0.6
 """Seconds of a first calibration, and of the look whether a kept one still holds."""
-WRONG = 0.30
-"""A kept scale is thrown away where the machine is now this much faster or slower."""
+SLOWER, FASTER = 0.30, 0.10
+"""A kept scale is thrown away where the machine is now so much slower, or so much faster: disturbance only ever adds time, so that a
+machine that is plainly faster now was not calm when the scale was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def scale_of(rounds: Callable[[float], list[float]], *, fingerprint: str, place:
     old = kept.get(key)
     if old is not None:
         now = lower_quartile(rounds(CHECK_S))
-        if abs(now / old["reference_ms"] - 1) <= WRONG:
+        if -FASTER <= now / old["reference_ms"] - 1 <= SLOWER:
             return Scale(reference_ms=old["reference_ms"], source="kept", now_ms=now, taken=old["taken"])
     fresh = lower_quartile(rounds(FIRST_S))
     taken = time.time()

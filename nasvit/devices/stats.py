@@ -34,23 +34,19 @@ WAITED = 0.05
 SWITCHES_PER_S = 40
 """The same sign where the system does not tell waiting: involuntary context switches (0 to 5 on an idle machine, 120 with a competitor)."""
 CALM = 1.10
-"""A repeat is calm where the reference, alone right after it, ran at most so much slower than at calibration. What makes a machine slower
-than that (a neighbour on the other half of the core, in the shared cache) slows small and large networks differently: measured, the
-ratio of a small network's medians rises by 5 to 10 % where the reference is 10 % slower, and by 25 % where it is 55 % slower."""
+"""A repeat is calm where the reference, alone right after it, ran at most so much slower than in the machine's better moments of late.
+What makes a machine slower than that (a neighbour on the other half of the core, in the shared cache) slows small and large networks
+differently, by up to half as much again as the reference."""
 SENSITIVITY = 0.25
 """What is not calm widens the interval by this share of its slowness."""
 RESAMPLES = 400
-FAST = 0.05
-"""The figure is the ratio of this quantile of the calls, candidate to reference: what disturbs a call only ever adds time, and adds another
-share to a small network than to a large one. Measured, beside neighbours on the physical machine: of 26 pairs of measurements of ten
-repeats 25 differ by under 3 %, by medians 18; with other work on the same machine, at twenty repeats, 39 of 43 where medians gave 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyStats:
     """Milliseconds of one inference of a whole batch, on the scale of the run's reference network.
 
-    median_ms: the figure to compare: the median that the reference had at calibration, times `fast_ratio`. p10_ms, p90_ms: spread of
+    median_ms: the figure to compare: the median that the reference had at calibration, times `typical_ratio`. p10_ms, p90_ms: spread of
     single calls. ci_low_ms, ci_high_ms: where the figure of a later remeasurement is expected in at least 90 % of cases.
     runs: timed calls. repeats: groups of calls.
     verdict: stable, noisy (the interval stayed wide, single calls scatter, or another process had the processor) or drifting (the
@@ -112,21 +108,23 @@ def quantile(values: Iterable[float], q: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def fast_ratio(repeats: Sequence[Repeat]) -> float:
-    """Candidate to reference: the FAST quantile of all the calls of each."""
-    candidate, reference = (np.concatenate([getattr(r, side) for r in repeats]) for side in ("candidate_ms", "reference_ms"))
-    return float(np.quantile(candidate, FAST) / np.quantile(reference, FAST))
+def typical_ratio(repeats: Sequence[Repeat]) -> float:
+    """Candidate to reference: the geometric mean of the repeats' ratios of medians.
+
+    Medians inside a repeat, because single calls are disturbed; a mean over repeats, because each is taken beside its own reference.
+    """
+    return math.exp(sum(math.log(r.ratio) for r in repeats) / len(repeats))
 
 
 def bootstrap_error(repeats: Sequence[Repeat]) -> float:
-    """Relative standard error of `fast_ratio`: RESAMPLES resamples of whole repeats, from a fixed seed.
+    """Relative standard error of `typical_ratio`: RESAMPLES resamples of whole repeats, from a fixed seed.
 
     Whole repeats, because calls that follow each other share the machine's mood. A resample of n values varies less than n - 1 to n.
     """
     n = len(repeats)
-    draws = np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))
-    found = np.array([fast_ratio([repeats[i] for i in draw]) for draw in draws])
-    return float(found.std() / found.mean() * math.sqrt(n / (n - 1)))
+    logs = np.log([r.ratio for r in repeats])
+    found = logs[np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))].mean(axis=1)
+    return float(found.std() * math.sqrt(n / (n - 1)))
 
 
 def relative_half_width(repeats: Sequence[Repeat]) -> float:
@@ -202,7 +200,7 @@ def summarise(repeats: Sequence[Repeat], *, usage: Usage, reference_ms: float, b
     """
     check_times(Attempt(tuple(repeats), usage), scale=reference_ms)
     ratios = [r.ratio for r in repeats]
-    middle = fast_ratio(repeats) * reference_ms
+    middle = typical_ratio(repeats) * reference_ms
     beside = [median(r.reference_ms) for r in repeats]
     calls = [c / b * reference_ms for r, b in zip(repeats, beside, strict=True) for c in r.candidate_ms]
     slowness = median(slowness_of(r, level_ms=reference_ms) for r in repeats)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.devices import calibration, open_device, timing
-from nasvit.devices.base import LEVELS
+from nasvit.devices.base import FEW_LEVELS, LEVELS
 from nasvit.devices.form import fill_zeros_, inference_form
 from nasvit.devices.local import fingerprint_of
 from nasvit.devices.reference import make_reference
@@ -161,8 +161,23 @@ def test_the_machines_own_speed_is_remembered_once_it_has_been_kept() -> None:
     assert device.level_ms(1.0) == 1.0
     device.levels.append(1.3)
     assert device.level_ms(1.0) == pytest.approx(1.3)
-    device.levels.extend([0.7] * LEVELS)
+
+
+def test_a_machine_that_is_faster_than_its_scale_is_judged_by_its_own_speed() -> None:
+    device = open_device("cpu", reference_ms=1.0)
+    device.levels.extend([0.7] * (FEW_LEVELS - 1))
     assert device.level_ms(1.0) == 1.0
+    device.levels.append(0.7)
+    assert device.level_ms(1.0) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(("now_ms", "source"), [(1.05, "kept"), (0.95, "kept"), (1.25, "kept"), (0.85, "replaced"), (1.4, "replaced")])
+def test_a_scale_is_kept_until_the_machine_is_plainly_faster_or_much_slower(now_ms: float, source: str, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NASVIT_CACHE", str(tmp_path))
+    calibration.scale_of(lambda _: [1.0, 1.0, 1.0], fingerprint="f", place="cpu")
+    scale = calibration.scale_of(lambda _: [now_ms] * 3, fingerprint="f", place="cpu")
+    assert (scale.source, scale.reference_ms) == (source, 1.0 if source == "kept" else now_ms)
 
 
 @pytest.mark.parametrize(("spec", "settings", "message"), [
