@@ -124,10 +124,11 @@ def evaluated(job: Job, *, first: Step, further: Step) -> TrialRecord:
 
 def failure(error: BaseException) -> dict[str, Any]:
     """The fields of a failed record: our own errors by their message, any other with its traceback in the details."""
+    reason = f"{type(error).__name__}: {error}"
     if isinstance(error, NasvitError):
-        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    lines = traceback.format_exception(error)
-    return {"status": "failed", "reason": lines[-1].strip()[:500], "details": {"traceback": "".join(lines)[-8000:]}}
+        return {"status": "failed", "reason": reason}
+    trace = "".join(traceback.format_exception(error))  # with the notes that an error from a worker carries
+    return {"status": "failed", "reason": reason.strip()[:500], "details": {"traceback": trace[-8000:]}}
 
 
 def prepare(job: Job, blank: TrialRecord) -> TrialRecord:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from nasvit.engines.base import portable
 from nasvit.errors import MeasurementError
 from nasvit.experiment import Experiment
 from nasvit.proxies import Score
@@ -142,3 +143,9 @@ def test_seeds_follow_from_run_and_architecture_alone() -> None:
     assert derive_seed(0, "a") == derive_seed(0, "a")
     assert len({derive_seed(0, "a"), derive_seed(1, "a"), derive_seed(0, "b"), derive_seed(0, "a", 2)}) == 4
     assert all(0 <= derive_seed(n, "x") < 2**31 for n in range(100))
+
+
+def test_the_reason_of_a_failure_is_its_message_whatever_notes_it_carries() -> None:
+    found = module.failure(portable(KeyError("no such thing")))
+    assert found["reason"] == "KeyError: 'no such thing'"
+    assert "in the worker:" in found["details"]["traceback"]
