@@ -16,9 +16,9 @@ from pathlib import Path
 
 from nasvit.errors import NasvitError
 from nasvit.experiment import PruneExperiment
+from nasvit.named import make_named
 from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search.prune import prune
-from nasvit.zoo.named import make_named
 
 MODELS = (("deit_tiny_patch16_224", 96), ("deit_small_patch16_224", 64), ("swin_tiny_patch4_window7_224", 64), ("pvt_v2_b0", 64),
           ("vit_tiny_patch16_224", 128))

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 from nasvit.data import load
 from nasvit.experiment import PruneExperiment
+from nasvit.named import make_named
 from nasvit.results.record import read
 from nasvit.search.prune import prune
-from nasvit.zoo.named import make_named
 
 GOALS = {"deit_small_patch16_224": 20.0, "deit_tiny_patch16_224": 5.0}
 SIZE = (224, 224)

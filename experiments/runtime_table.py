@@ -52,10 +52,10 @@ from torch import Tensor, nn
 
 from nasvit.devices.form import inference_form
 from nasvit.errors import NasvitError
+from nasvit.named import make_named
 from nasvit.runtimes import FileRuntime, Runtime, make_runtime
 from nasvit.runtimes import sessions as sessions_module
 from nasvit.runtimes.parity import BOUND, compare
-from nasvit.zoo.named import make_named
 
 MODELS = ("slide_swin_tiny", "boat_swin_tiny", "casvit_xs", "evo_deit_tiny", "deit_tiny_patch16_224", "levit_128s",
           "swin_tiny_patch4_window7_224")

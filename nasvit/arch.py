@@ -63,7 +63,7 @@ class MixerSpec:
         object.__setattr__(self, "params", tuple(sorted(self.params)))
 
     @classmethod
-    def of(cls, name: str, **params: Scalar) -> MixerSpec:
+    def of(cls, name: str, /, **params: Scalar) -> MixerSpec:
         """`MixerSpec.of("window", window_size=7, shift=False, num_heads=4)`."""
         return cls(name=name, params=tuple(params.items()))
 

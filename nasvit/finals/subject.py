@@ -13,7 +13,7 @@ from nasvit.arch import Arch
 from nasvit.data import DataSet
 from nasvit.errors import ConfigError
 from nasvit.models.build import build
-from nasvit.zoo.named import make_named
+from nasvit.named import make_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ from nasvit.data import DataSet
 from nasvit.errors import CheckpointError, ConfigError
 from nasvit.finals.subject import Subject
 from nasvit.finals.trained import load_trained
+from nasvit.named import check_names
 from nasvit.torchvision_ops import ensure
 from nasvit.zoo import Checkpoint
-from nasvit.zoo.named import check_names
 
 
 class Teacher(nn.Module):

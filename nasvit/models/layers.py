@@ -1,4 +1,6 @@
-"""Layers around the mixers: norms, MLPs, initialisation. The only file of `models` that imports `timm.layers`.
+"""Layers around the mixers: norms, MLPs, stochastic depth, initialisation.
+
+Written out, though timm has them: importing timm brings torchvision and with it torch's compiler, 2.5 s in every command and worker.
 
 Legend: B images, H x W the grid, n tokens, C channels. Tokens stay channels-last, (B, H, W, C), everywhere.
 """
@@ -9,12 +11,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasvit.models.mixers.base import Mixer, to_channels_first, to_channels_last
-from nasvit.torchvision_ops import ensure
 
-ensure()
-from timm.layers import DropPath, Mlp, trunc_normal_  # noqa: E402 (timm needs torchvision importable first)
 
-__all__ = ["ChannelBatchNorm", "ConvMlp", "DropPath", "Mlp", "initialise", "make_norm", "trunc_normal_"]
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382) of a residual branch: in training each sample's is dropped with chance `drop_prob`, 0 to 1,
+    and the others are scaled up to keep the mean."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..) -> (B, ..)"""
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep = 1 - self.drop_prob
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * kept.div_(keep or 1.0)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:.3f}"
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between: (.., C) -> (.., C)."""
+
+    def __init__(self, dim: int, *, hidden_features: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_features)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_features, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class ChannelBatchNorm(nn.Module):
@@ -56,7 +85,7 @@ def initialise(module: nn.Module) -> None:
     if isinstance(module, Mixer) and module.default_initialisation:
         return
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     for child in module.children():

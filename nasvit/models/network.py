@@ -15,7 +15,7 @@ from nasvit.arch import Arch
 from nasvit.errors import ConfigError
 from nasvit.models.blocks import Selected, StageModule
 from nasvit.models.folding import affine, foldable, merge_linears_, scale_input_
-from nasvit.models.layers import ChannelBatchNorm, initialise, make_norm, trunc_normal_
+from nasvit.models.layers import ChannelBatchNorm, initialise, make_norm
 from nasvit.models.patch_embed import make_stem
 
 _TABLES = ("pos_embed", "class_token", "class_position")
@@ -78,7 +78,7 @@ class Network(nn.Module):
         initialise(self)
         for name, parameter in self.named_parameters():
             if name.rsplit(".", 1)[-1] in _TABLES:
-                trunc_normal_(parameter, std=0.02)
+                nn.init.trunc_normal_(parameter, std=0.02)
 
     @property
     def _norm_first(self) -> bool:

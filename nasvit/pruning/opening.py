@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nasvit.errors import CheckpointError, ConfigError
+from nasvit.named import check_names, make_named
 from nasvit.pruning.files import load
 from nasvit.torchvision_ops import ensure
-from nasvit.zoo.named import check_names, make_named
 
 
 def open_model(name: str, *, arch: str | None, checkpoint: str | None, num_classes: int, in_channels: int,

@@ -16,11 +16,11 @@ from torch import nn
 from nasvit.data import DataSet
 from nasvit.devices import machine_lock
 from nasvit.errors import ConfigError
+from nasvit.named import check_names, make_named
 from nasvit.proxies import short_train
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search.evaluate import Settings, dataset, derive_seed, failure, finished, gate, train_on
 from nasvit.training import Recipe
-from nasvit.zoo.named import check_names, make_named
 
 
 class Submits(Protocol):

@@ -23,6 +23,7 @@ from nasvit.devices import Device, LatencyStats, open_device
 from nasvit.errors import ConfigError, MeasurementError, RunError
 from nasvit.experiment import PruneExperiment, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
+from nasvit.named import check_names, make_named
 from nasvit.pruning import files
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
 from nasvit.pruning.importance import importance
@@ -38,7 +39,6 @@ from nasvit.search.prune_result import write_result
 from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
 from nasvit.search.session import Bound, check, search_bound
 from nasvit.training import Recipe, evaluate
-from nasvit.zoo.named import check_names, make_named
 
 IDENTITY = 1e-6
 """A plan that keeps everything gives the dense model's logits to this, relative to the largest."""

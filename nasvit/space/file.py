@@ -229,6 +229,8 @@ class _Reader:
         for name in self.mapping(raw, key):
             if not name.isidentifier():  # a dot would make another path of it
                 self.fail((*key, name), f"a parameter of a mixer is a name of letters, digits and underscores, not {name!r}")
+            if name == "name":  # an Arch has the mixer's own name there
+                self.fail((*key, name), f"no parameter of a mixer is called {name!r}; take the line out")
         return {name: self.values(value, (*key, name)) for name, value in self.mapping(raw, key).items()}
 
     def mixers(self, raw: object, key: KeyPath) -> Values:

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from nasvit.errors import CheckpointError, ConfigError, RunError
 from nasvit.experiment import PruneExperiment
+from nasvit.named import make_named
 from nasvit.pruning.files import load
 from nasvit.report import render
 from nasvit.results.record import read
 from nasvit.search.prune import prune, target_of
-from nasvit.zoo.named import make_named
 
 NAME = "deit_tiny_patch16_224"
 

@@ -1,4 +1,4 @@
-"""Models by the name timm knows them by, the zoo's among them (importing this package registers them), untrained and for given images."""
+"""Models by the name timm knows them by, the zoo's among them, untrained and for given images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from nasvit.torchvision_ops import ensure
 
 def check_names(names: Iterable[str]) -> None:
     """Raises ConfigError for a name, without "timm:", that timm does not have."""
-    ensure()
-    import timm
-
+    timm = _timm()
     for name in names:
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:20]
@@ -31,8 +29,7 @@ def make_named(name: str, *, image_size: tuple[int, int], in_channels: int, num_
     Raises ConfigError for an unknown name, and for a drop_path that the model does not take.
     """
     check_names([name])
-    import timm
-
+    timm = _timm()
     given: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
     if drop_path:
         given["drop_path_rate"] = drop_path
@@ -49,3 +46,13 @@ def make_named(name: str, *, image_size: tuple[int, int], in_channels: int, num_
                 if "img_size" not in str(error):
                     raise
     raise ConfigError(f"timm cannot make {name}")
+
+
+def _timm() -> Any:
+    """timm, with the zoo's models; imported here because that takes longer than all of nasvit."""
+    ensure()
+    import timm
+
+    import nasvit.zoo  # noqa: F401 (importing it registers its models)
+
+    return timm
