@@ -2,7 +2,8 @@
 
 Whole networks, not blocks alone: inside a network a block runs with other caches and other neighbours, and every device can measure
 networks. Each piece costs what multiply-adds, memory and one call cost on average here, times a factor of its family, of its variant
-and of its exact sizes, each with a prior around 1: a hierarchical Bayesian linear model (ridge regression with a tree of factors).
+and of its exact sizes, each with a prior around 1: a hierarchical Bayesian linear model (ridge regression with a tree of factors). A
+family's work may also become dearer or cheaper as it grows and as it has more multiply-adds for each value.
 Its weights solved for single pieces are the device's table of blocks.
 
 The spread of a prediction is scaled so that it held for nine tenths of the networks when each was left out (split-conformal
@@ -36,10 +37,12 @@ Array = NDArray[np.float64]
 FEWEST = 8
 """Networks before a prediction is made at all."""
 COVERAGE = 0.9
-LEVELS = ("family call", "family work", "variant call", "variant work", "exact")
+LEVELS = ("family call", "family work", "variant call", "variant work", "exact", "family size")
 """What a factor belongs to; each level has one prior deviation, learned from the data."""
-START = (0.7, 0.5, 0.3, 0.3, 0.1, 0.02)
+START = (0.7, 0.5, 0.3, 0.3, 0.1, 0.15, 0.02)
 """Deviations to begin from, and behind them the relative noise of a measurement."""
+VALUES_K, MACS_PER_VALUE, SLIGHT = 100.0, 16.0, 1e-2
+"""A usual piece, against which others are large or dense, and the least that either is taken for."""
 SMALLEST = 0.004
 """No deviation, and no noise, is taken for smaller."""
 GROWTH = 1.25
@@ -193,8 +196,11 @@ def _summed(parts: Sequence[Piece]) -> Features:
     for piece in parts:
         work = np.array([0.0, piece.macs_m, piece.values_k])
         call = np.array([1.0, 0.0, 0.0])
+        size = math.log2(max(piece.values_k, SLIGHT) / VALUES_K) / 4
+        density = math.log2(max(1e3 * piece.macs_m / max(piece.values_k, SLIGHT), SLIGHT) / MACS_PER_VALUE) / 2
         for name, amount in ((f"0{piece.family}", call), (f"1{piece.family}", work), (f"2{piece.variant}", call),
-                             (f"3{piece.variant}", work), (f"4{piece.key}", call + work)):
+                             (f"3{piece.variant}", work), (f"4{piece.key}", call + work),
+                             (f"5{piece.family} size", work * size), (f"5{piece.family} density", work * density)):
             found[name] = found[name] + amount if name in found else amount
     return found
 
