@@ -257,5 +257,6 @@ class Loop:
             return
         self.progress(snapshot(self.records, budget=self.experiment.budget, rungs=len(self.settings.rungs), last=last,
                                names=self.experiment.objectives, running=len(self.flights), elapsed_s=self.elapsed_s,
-                               before=self.before.evaluated, stopped_because=(self.stopped or "budget") if ended else None))
+                               before=self.before.evaluated, minutes=self.experiment.minutes,
+                               stopped_because=(self.stopped or "budget") if ended else None))
         self.report_at = now + max(REPORT_SECONDS, REPORT_SHARE * (time.monotonic() - now))

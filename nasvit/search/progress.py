@@ -104,8 +104,8 @@ def bands(points: Sequence[tuple[float, float]]) -> tuple[tuple[str, float], ...
 
 
 def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: Sequence[str], running: int, elapsed_s: float,
-             before: int, last: TrialRecord | None = None, stopped_because: str | None = None) -> Snapshot:
-    """Compute a Snapshot; before: trials evaluated when this session began, which tell nothing about its speed."""
+             before: int, minutes: float | None = None, last: TrialRecord | None = None, stopped_because: str | None = None) -> Snapshot:
+    """Compute a Snapshot; before: trials evaluated when this session began, which tell nothing about its speed; minutes: its limit."""
     done = counts(records)
     complete = [r for r in latest(records).values() if r.status == "complete" and all(n in r.objectives for n in names)]
     plane = [(r.objectives["latency_ms"], r.objectives["accuracy"]) for r in complete]
@@ -115,10 +115,13 @@ def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: 
         reference = reference_point(to_minimised([r.objectives for r in complete], names))
         volume = hypervolume(to_minimised([r.objectives for r in front], names), reference)
     fresh = done.evaluated - before
+    ends = [60 * minutes - elapsed_s] if minutes is not None else []
+    if fresh > 0:
+        ends.append(elapsed_s / fresh * (budget - done.evaluated))
     return Snapshot(
         budget=budget, evaluated=done.evaluated, rejected=done.rejected, failed=done.failed, running=running,
         per_rung=tuple(sum(r.rung == rung and r.status == "complete" for r in records) for rung in range(1, rungs + 1)),
         best=bands(plane), hypervolume=volume,
         front=tuple(sorted((r.objectives["latency_ms"], r.objectives["accuracy"]) for r in front)),
-        elapsed_s=elapsed_s, eta_s=elapsed_s / fresh * max(0, budget - done.evaluated) if fresh > 0 else None,
+        elapsed_s=elapsed_s, eta_s=max(0.0, min(ends)) if ends else None,
         last=last, stopped_because=stopped_because)

@@ -3,12 +3,13 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nasvit.results.record import TrialRecord, append
 from nasvit.search import loop
-from nasvit.search.progress import Tally, counts
+from nasvit.search.progress import Tally, counts, snapshot
 from nasvit.search.rungs import at_rung
 from tests.unit.search.fakes import make_loop, record
 
@@ -48,3 +49,12 @@ def test_a_record_costs_the_same_whatever_stands_before_it(tmp_path: Path) -> No
         append(path, replace(record(0), trial=number))
     lines = path.read_bytes().splitlines()
     assert len({len(line) for line in lines}) == 1
+
+
+def test_what_is_left_is_what_ends_first() -> None:
+    def left(**given: Any) -> float | None:
+        return snapshot([], budget=60, rungs=1, names=("accuracy", "latency_ms"), running=0, elapsed_s=30.0, before=-30, **given).eta_s
+
+    assert left() == 60.0  # thirty in thirty seconds
+    assert left(minutes=1) == 30.0
+    assert left(minutes=0.1) == 0.0
