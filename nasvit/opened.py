@@ -69,9 +69,11 @@ class OpenRun:
         """One row per full training: what the search promised, and what became of it."""
         return verify(self.run).table
 
-    def best(self, *, max_latency_ms: float = math.inf) -> TrialRecord:
-        """The most accurate trial within a latency; `.network()` is its Arch. Raises RunError where there is none."""
-        return self.run.best(max_latency_ms=max_latency_ms)
+    def best(self, *, max_latency_ms: float = math.inf, device: str = "") -> TrialRecord:
+        """The most accurate trial within a latency, on the run's first device or the one of this name; `.network()` is its Arch.
+
+        Raises RunError where there is none, ConfigError for a device that the run did not measure on."""
+        return self.run.best(max_latency_ms=max_latency_ms, device=device)
 
     def record(self, what: str = "knee") -> TrialRecord:
         """The trial of a pick: knee, best, max-latency:8ms, trial:12, an arch id. Raises ConfigError where it means several or none."""

@@ -24,6 +24,8 @@ MINUTES, NETWORKS = 4.5, 240
 FIRST, BATCH = 24, 24
 """Networks drawn at random to begin with, and those of a round: every second one drawn, the others the least certain of POOL."""
 POOL = 600
+SKIPPED = 10
+"""So many networks that cannot be measured end a profile."""
 CARRIED = 160
 """Networks whose latencies are carried over from known devices."""
 MEASURED_LIKE = 10
@@ -45,20 +47,37 @@ def profile(
     from rich.progress import Progress
 
     from nasvit.devices import open_device
+    from nasvit.errors import DeviceLostError, MeasurementError
     from nasvit.models.build import build
+    from nasvit.search.restriction import restricted, told
     from nasvit.space import SearchSpace
 
+    if out is not None and out.suffix == ".csv":
+        raise ConfigError(f"the profile is JSON, and the table of blocks beside it is {out}; give --out {out.with_suffix('.json')}")
     loaded = SearchSpace.load(space, image_size=None if image_size is None else (image_size, image_size))
+    known = [_known(path, space=loaded) for path in like or ()]
     target = open_device(device)
     target.calibrate()
+    loaded, excluded = restricted(loaded, device=target)
+    for line in told(excluded):
+        typer.echo(line, err=True)
     about = {"space": loaded.name, "device": device, "fingerprint": target.fingerprint, "reference_ms": target.reference_ms,
              "image_size": list(loaded.image_size)}
 
-    def measure(arch: Arch) -> LatencyStats:
-        return target.measure(build(arch, seed=SEED), input_shape=(1, arch.in_channels, *arch.image_size))
+    skipped: list[str] = []
+
+    def measure(arch: Arch) -> LatencyStats | None:
+        try:
+            return target.measure(build(arch, seed=SEED), input_shape=(1, arch.in_channels, *arch.image_size))
+        except DeviceLostError:
+            raise
+        except MeasurementError as error:
+            skipped.append(f"{arch.id}: {error}")
+            if len(skipped) >= SKIPPED:
+                raise MeasurementError(f"{len(skipped)} networks could not be measured, the last {skipped[-1]}") from None
+            return None
 
     begun = time.monotonic()
-    known = [_known(path, space=loaded) for path in like or ()]
     with Progress(console=error_console, transient=True) as bar:
         task = bar.add_task("measuring networks", total=MEASURED_LIKE if known else networks)
         if known:
@@ -71,6 +90,8 @@ def profile(
     rows = write_table(place.with_suffix(".csv"), model, space=loaded)
     typer.echo(f"{place}: {len(model.observations)} networks{f', {MEASURED_LIKE} of them measured' if known else ''} in "
                f"{time.monotonic() - begun:.0f} s; {rows} blocks in {place.with_suffix('.csv')}")
+    if skipped:
+        typer.echo(f"{len(skipped)} networks could not be measured and are left out, the last {skipped[-1]}")
     typer.echo(f"nine in ten new networks are expected within {half_width(model, loaded):.1%} of what is predicted")
     typer.echo(f"use it: nasvit search --space {space} --device '{device}' --profile {place}")
 
@@ -95,22 +116,27 @@ def drawn(space: SearchSpace, count: int, *, seed: int) -> list[Arch]:
     return list(found.values())
 
 
-def learned(space: SearchSpace, measure: Callable[[Arch], LatencyStats], *, about: dict[str, Any], networks: int, seconds: float,
+def learned(space: SearchSpace, measure: Callable[[Arch], LatencyStats | None], *, about: dict[str, Any], networks: int, seconds: float,
             tick: Callable[[], object] = lambda: None) -> LatencyModel:
-    """Measure in rounds: first at random, then half at random, half those that the model is least certain of."""
+    """Measure in rounds: first at random, then half at random, half those that the model is least certain of. `measure` gives None for a
+    network that it cannot measure."""
     from nasvit.latency import LatencyModel
 
+    tried: set[str] = set()
     model, ends = LatencyModel(about=about), time.monotonic() + seconds
     pool = drawn(space, POOL + networks, seed=SEED)
     batch = pool[:FIRST]
     while batch and len(model.observations) < networks:
         for arch in batch[: networks - len(model.observations)]:
+            tried.add(arch.id)
             observe(model, arch, measure(arch))
             tick()
             if time.monotonic() > ends and model.ready:
                 return model
-        done = {o.arch.id for o in model.observations}
-        left = [arch for arch in pool if arch.id not in done]
+        left = [arch for arch in pool if arch.id not in tried]
+        if not model.ready:
+            batch = left[:FIRST]
+            continue
         batch = left[: BATCH // 2]
         rest = left[BATCH // 2 : POOL]
         unsure = [p.high_ms / p.low_ms for p in model.predict_many(rest)]
@@ -118,7 +144,7 @@ def learned(space: SearchSpace, measure: Callable[[Arch], LatencyStats], *, abou
     return model
 
 
-def carried(known: Sequence[LatencyModel], space: SearchSpace, measure: Callable[[Arch], LatencyStats], *, about: dict[str, Any],
+def carried(known: Sequence[LatencyModel], space: SearchSpace, measure: Callable[[Arch], LatencyStats | None], *, about: dict[str, Any],
             tick: Callable[[], object] = lambda: None) -> LatencyModel:
     """Measure MEASURED_LIKE networks; what is carried over from the known devices stands beside them with its uncertainty."""
     import numpy as np
@@ -133,16 +159,19 @@ def carried(known: Sequence[LatencyModel], space: SearchSpace, measure: Callable
     for row in rows:
         observe(model, archs[row], measure(archs[row]))
         tick()
-    transfer.fit(rows, [o.ms for o in model.observations])
+    measured = {o.arch.id: o.ms for o in model.observations}
+    there = [row for row in rows if archs[row].id in measured]
+    transfer.fit(there, [measured[archs[row].id] for row in there])
     others = [i for i in range(len(archs)) if i not in rows][:CARRIED]
     for i, ms, deviation in zip(others, *transfer.predict(others), strict=True):
         model.observe(archs[i], float(ms), error=1.645 * float(deviation), carried=True)
     return model
 
 
-def observe(model: LatencyModel, arch: Arch, stats: LatencyStats) -> None:
-    """Add a measurement with its half width."""
-    model.observe(arch, stats.median_ms, error=stats.half_width)
+def observe(model: LatencyModel, arch: Arch, stats: LatencyStats | None) -> None:
+    """Add a measurement, where there is one, with its half width."""
+    if stats is not None:
+        model.observe(arch, stats.median_ms, error=stats.half_width)
 
 
 def half_width(model: LatencyModel, space: SearchSpace) -> float:

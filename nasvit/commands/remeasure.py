@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,11 @@ def front_of(run: Run, *, device: str | None = None) -> list[Remeasured]:
     if "reference_ms" not in run.env or not run.fingerprint:
         raise RunError(f"{run.path}: env.json has no reference_ms or fingerprint; only a run of `nasvit search` can be remeasured")
     spec = device or str(run.experiment.get("device", "cpu"))
-    target = open_device(spec, threads=1, reference_ms=float(run.env["reference_ms"]))
+    with closing(open_device(spec, threads=1, reference_ms=float(run.env["reference_ms"]))) as target:
+        return _front_on(target, run, spec=spec)
+
+
+def _front_on(target: Device, run: Run, *, spec: str) -> list[Remeasured]:
     if target.fingerprint != run.fingerprint:
         raise RunError(f"{run.path} was measured on device {run.fingerprint} and {spec} here is {target.fingerprint}: their latencies "
                        "cannot be compared; remeasure on the run's own device, with the same versions and settings")

@@ -19,10 +19,11 @@ def show(
     """Draw which tokens each block keeps, merges or clusters over an image."""
     import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     from nasvit.data import load as load_data
     from nasvit.data.augment import Normaliser
+    from nasvit.data.imagefolder import BROKEN, decode
     from nasvit.pruning.kept import kept_tokens
     from nasvit.report import load
     from nasvit.report.token_sheet import Panel, token_sheet
@@ -31,11 +32,10 @@ def show(
     module, size = _network(loaded, pick=pick)
     data = load_data(str(loaded.experiment["data"]), seed=int(loaded.experiment.get("seed", 0)), image_size=size)
     try:
-        with Image.open(image) as file:
-            picture = file.convert("L" if data.in_channels == 1 else "RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError) as error:
+        picture = Image.fromarray(decode(image, size))
+    except BROKEN as error:
         raise ConfigError(f"{image} cannot be read as a picture ({error})") from None
-    pixels = np.atleast_3d(np.asarray(picture))  # (H, W, C)
+    pixels = np.atleast_3d(np.asarray(picture.convert("L") if data.in_channels == 1 else picture))  # (H, W, C)
     batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     maps = kept_tokens(module, Normaliser.of(data.mean, data.std, device=torch.device("cpu"))(batch))
     if not maps:
@@ -43,7 +43,10 @@ def show(
                           "below 1, or with fsla")
     panels = [Panel(label=f"{m.where} ({m.share:.0%})" if m.kind != "clusters" else m.where, kind=m.kind, places=m.places.numpy())
               for m in maps]
-    token_sheet(np.repeat(pixels, 3 // pixels.shape[2], axis=2), panels).save(out)
+    try:
+        token_sheet(np.repeat(pixels, 3 // pixels.shape[2], axis=2), panels).save(out)
+    except ValueError as error:
+        raise ConfigError(f"cannot write {out}: {error}; give a name that ends in .png") from None
     typer.echo(f"{len(panels)} blocks: {out}")
 
 

@@ -190,6 +190,8 @@ def _print(rows: list[dict[str, Any]], *, folder: Path) -> None:
                  f"{latency['median_ms']:.4g}" if latency else "-", f"{row['params_m']:.3g}", f"{row['epochs']:.4g}"]
         table.add_row(str(row["label"]), *cells)
     Console(width=None if Console().is_terminal else 140).print(table)
+    for missing in sorted({str(row["test_missing"]) for row in rows if row.get("test_missing")}):
+        typer.echo(f"no test accuracy: {missing}")
     typer.echo(f"weights and metrics: {folder}/ID/")
 
 

@@ -16,14 +16,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from nasvit.data.base import KINDS, DataInfo, DataKind, Labelled, Source, check_memory
 from nasvit.errors import DataError
 
-_PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+_PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""Names of the folders of each part, whatever their case."""
 _NAMED = 5  # so many skipped files are named in the notes
 _LOOKED_AT = 64  # so many headers decide the natural size
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is decoded. Pillow knows more, and hands some of it to other programs, as PostScript to Ghostscript."""
 _MAX_PIXELS = 1 << 26  # of a decoded image, 8192 x 8192: about 0.7 GB while it is converted
 _BAND = 256  # rows of a 16-bit image at a time
-_BROKEN = (  # what Pillow's decoders raise for damaged files
+BROKEN = (  # what Pillow's decoders raise for damaged files
     OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError,
     struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )
@@ -43,6 +44,8 @@ class ImageFolder(DataKind):
     def describe(self, spec: str) -> DataInfo:
         """The natural size is a square of the median short side of the first images, from their headers."""
         root = part_root(Path(spec), "train") or Path(spec)
+        if root == Path(spec):
+            _check_parts(root)
         files = [files for _, files in class_files(root)]
         shorts = []
         per_class = max(1, _LOOKED_AT // len(files))
@@ -50,7 +53,7 @@ class ImageFolder(DataKind):
             try:
                 with _opened(path) as image:
                     shorts.append(min(image.size))
-            except _BROKEN:
+            except BROKEN:
                 continue  # counted when the images are read
         if not shorts:
             raise DataError(f"{root}: none of the first files is an image; accepted: {self.accepts}, in formats that Pillow reads")
@@ -60,6 +63,8 @@ class ImageFolder(DataKind):
     def read(self, spec: str, *, image_size: tuple[int, int], test: bool) -> Source:
         root = Path(spec)
         train = part_root(root, "train")
+        if train is None:
+            _check_parts(root)
         names = [name for name, _ in class_files(train or root)]
         wanted: dict[str, Path | None]
         if train is None:
@@ -85,10 +90,16 @@ def _folders(root: Path) -> list[Path]:
 
 def part_root(root: Path, part: str) -> Path | None:
     """The folder of a part, or None; a folder `train` that holds no class folders is a class of that name."""
-    for name in _PARTS[part]:
-        if (root / name).is_dir() and _folders(root / name):
-            return root / name
-    return None
+    there = {folder.name.lower(): folder for folder in _folders(root)} if root.is_dir() else {}
+    return next((there[name] for name in _PARTS[part] if name in there and _folders(there[name])), None)
+
+
+def _check_parts(root: Path) -> None:
+    """Raises DataError for folders that look like parts, none of them to train on: their names would become the classes."""
+    names = [folder.name for folder in _folders(root)]
+    parts = {name for known in _PARTS.values() for name in known}
+    if names and all(name.lower() in parts for name in names) and any(_folders(root / name) for name in names):
+        raise DataError(f"{root} has {', '.join(names)} and nothing to train on; accepted: {ImageFolder.accepts}")
 
 
 def class_files(root: Path) -> list[tuple[str, list[Path]]]:
@@ -125,7 +136,7 @@ def _read_part(root: Path, names: list[str], image_size: tuple[int, int]) -> tup
     for path, label in todo:
         try:
             images[len(labels)] = decode(path, image_size)
-        except _BROKEN as error:
+        except BROKEN as error:
             bad.append((path, "empty file" if path.is_file() and path.stat().st_size == 0 else _why(error)))
             continue
         labels.append(label)
@@ -150,7 +161,7 @@ def decode(path: Path, image_size: tuple[int, int]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image, not decoded yet. Raises one of `_BROKEN` for what is no file, no image, or too large."""
+    """The image, not decoded yet. Raises one of `BROKEN` for what is no file, no image, or too large."""
     if not path.is_file():
         raise OSError("no regular file")  # opening a pipe would wait for ever
     Image.init()

@@ -70,13 +70,18 @@ def temperature_c() -> float | None:
 
 
 def available_mb() -> float | None:
-    """Memory that a new process could have without swapping, in MB (10^6 bytes): the system's figure or the container's, if less."""
+    """Memory that a new process could have without swapping, in MB (10^6 bytes): the system's figure or the container's, if less.
+
+    A container's use counts files in the page cache, which give way; they are taken off.
+    """
     system = _memory("MemAvailable")
-    for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-                        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
-        most, now = read(limit), read(used)
+    for folder, limit, used, cache in (("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+                                       ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")):
+        most, now = read(f"{folder}/{limit}"), read(f"{folder}/{used}")
         if most and now and most.isdigit() and now.isdigit():
-            left = max(0.0, (int(most) - int(now)) / 1e6)
+            facts = [line.split() for line in (read(f"{folder}/memory.stat") or "").splitlines()]
+            files = next((int(fact[1]) for fact in facts if len(fact) == 2 and fact[0] == cache and fact[1].isdigit()), 0)
+            left = max(0.0, (int(most) - max(0, int(now) - files)) / 1e6)
             system = left if system is None else min(system, left)
     return system
 
@@ -95,8 +100,16 @@ def keep_freed_memory() -> bool:
 
 
 def resident_mb() -> tuple[float, float]:
-    """(now, most so far) of this process's memory in MB (10^6 bytes), as Linux counts them; raises OSError elsewhere."""
+    """(now, most so far) of this process's memory in MB (10^6 bytes), as Linux counts them.
+
+    Elsewhere both are the most so far, so that growth below an earlier peak is not seen. Raises OSError where nothing is told.
+    """
     status = read("/proc/self/status")
+    if status is None and sys.platform != "win32":
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        return most, most
     values = dict(line.split(":", 1) for line in (status or "").splitlines() if ":" in line)
     try:
         return int(values["VmRSS"].split()[0]) * 1024 / 1e6, int(values["VmHWM"].split()[0]) * 1024 / 1e6

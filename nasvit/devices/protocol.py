@@ -39,7 +39,7 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
 
     def figure(repeats: Sequence[Repeat], usage: Usage) -> LatencyStats:
         return summarise(repeats, usage=usage, reference_ms=scale, batch_size=batch_size, fingerprint=fingerprint, threads=threads,
-                         attempts=number)
+                         attempts=number, level_ms=level_ms)
 
     most = ATTEMPTS if noise == "fail" else ATTEMPTS_KEPT
     while number < most and len(bad) <= len(PAUSES_S) and spent_s < MOST_S:
@@ -66,8 +66,9 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
         raise MeasurementError(f"{excess}; set the runtime's threads as declared, or declare them (?threads=N), and end other work "
                                "in this process")
     if kept:
-        calmest = sorted(kept, key=lambda r: slowness_of(r, level_ms=scale))[: max(NEEDED, len(kept) // 2)]
-        best = figure(calmest, summed(usages))
+        order = sorted(range(len(kept)), key=lambda i: slowness_of(kept[i], level_ms=scale))
+        calmest = sorted(order[: max(NEEDED, len(kept) // 2)])
+        best = figure([kept[i] for i in calmest], summed(usages))
         if len(kept) < NEEDED and len(bad) > 1:  # too few moments were good to be sure of them
             best = replace(best, verdict="noisy", note=f"{len(bad)} of {number} attempts were disturbed, the last: {bad[-1].note}")
     else:

@@ -193,8 +193,10 @@ def summed(usages: Sequence[Usage]) -> Usage:
 
 
 def summarise(repeats: Sequence[Repeat], *, usage: Usage, reference_ms: float, batch_size: int, fingerprint: str, threads: int,
-              attempts: int = 1) -> LatencyStats:
-    """LatencyStats of at least two repeats, judged with what happened meanwhile.
+              attempts: int = 1, level_ms: float | None = None) -> LatencyStats:
+    """LatencyStats of at least two repeats in the order they came, judged with what happened meanwhile.
+
+    level_ms: the reference's time alone on the calm machine, beside which what is slower widens the interval (default: `reference_ms`).
 
     Raises MeasurementError for times that are zero, negative or not finite.
     """
@@ -204,7 +206,8 @@ def summarise(repeats: Sequence[Repeat], *, usage: Usage, reference_ms: float, b
     beside = [median(r.reference_ms) for r in repeats]
     calls = [c / b * reference_ms for r, b in zip(repeats, beside, strict=True) for c in r.candidate_ms]
     slowness = median(slowness_of(r, level_ms=reference_ms) for r in repeats)
-    half = math.hypot(relative_half_width(repeats), SENSITIVITY * max(0.0, slowness + 1 - CALM))
+    excess = median(slowness_of(r, level_ms=level_ms or reference_ms) for r in repeats) + 1 - CALM
+    half = math.hypot(relative_half_width(repeats), SENSITIVITY * max(0.0, excess))
     low, high = quantile(calls, 0.1), quantile(calls, 0.9)
     verdict, note = verdict_of(ratios, half_width=half, scatter=(high - low) / middle)
     disturbed = disturbance(usage, threads=threads)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from nasvit.errors import ConfigError, NasvitError
 OBJECT_STORE_BYTES = 100 * 1024**2
 LOOK_SECONDS = 2.0
 """So often a running function is looked at; by a thread for each worker, so that a thousand of them must not ask often."""
+GENTLY_SECONDS = 5.0
+"""A worker that is no longer needed may take so long to clean up behind itself."""
 STARTS = 3
 """So many starts of an actor that fail in a row, and a job is failed with their reason."""
 ROOM_SECONDS = 600.0
@@ -132,7 +135,7 @@ class RayEngine(Engine):
                 slot.busy = False
         if self._cancelled:
             self._take(wait=False)  # cancels what nobody has taken
-        self._drop(slot)
+        self._drop(slot, gently=not self._cancelled)
 
     def _take(self, *, wait: bool = True) -> _Job | None:
         """The next job that is not cancelled; None when the engine is shut down and nothing is left, or, not to `wait`, where none is."""
@@ -231,11 +234,15 @@ class RayEngine(Engine):
         done, _ = self._ray.wait([told_mb], timeout=2 * LOOK_SECONDS)
         return float(self._ray.get(told_mb)) if done else 0.0  # a worker too busy to tell is asked again
 
-    def _drop(self, slot: _Slot) -> None:
-        """End the slot's actor; another is started before the next job."""
+    def _drop(self, slot: _Slot, *, gently: bool = False) -> None:
+        """End the slot's actor; another is started before the next job. Gently: it may clean up behind itself, which a kill prevents."""
         actor, slot.actor, slot.node = slot.actor, None, ""
-        if actor is not None:
-            self._ray.kill(actor, no_restart=True)
+        if actor is None:
+            return
+        if gently:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.wait([actor.__ray_terminate__.remote()], timeout=GENTLY_SECONDS)
+        self._ray.kill(actor, no_restart=True)
 
 
 @dataclass(slots=True)

@@ -19,6 +19,8 @@ model = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).with_name("{fil
 
 height, width = about["image_size"]
 with Image.open(image) as opened:
+    if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
+        opened = Image.fromarray((np.asarray(opened).clip(0, 65535) >> 8).astype(np.uint8))
     picture = ImageOps.exif_transpose(opened).convert("L" if about["channels"] == 1 else "RGB")
 picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC)  # resized to cover, centre crop
 x = np.asarray(picture, dtype=np.float32).reshape(height, width, about["channels"]) / 255

@@ -53,11 +53,12 @@ def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report:
     process alone. Raises RunError where the folder holds a training of another plan.
     """
     place = task.folder / subject.id
+    known = _known_plan(place, subject, task)
     if not (place / METRICS).exists():
         place.mkdir(parents=True, exist_ok=True)
         module = subject.make_for(task.data, seed=task.plan.seed, drop_path=task.plan.drop_path)
         teacher = None if task.plan.teacher is None else load_teacher(task.plan.teacher, task.data)
-        steps = _agreed_steps(place, subject, task, module, teacher, world=world)
+        steps = int(known["steps"]) if known else _agreed_steps(place, subject, task, module, teacher, world=world)
         history = History(place, then=report) if world.first else None
         per_epoch = max(1, len(task.data.train) // min(task.recipe.batch_size, len(task.data.train)))
         every = min(per_epoch, 50)
@@ -83,18 +84,29 @@ def _nothing(moment: Moment) -> None:
     """Only the first process tells."""
 
 
+def _wanted(subject: Subject, task: Task) -> dict[str, Any]:
+    """What makes a training this one, JSON-able."""
+    wanted = {"subject": subject.label, **task.plan.model_dump(mode="json", exclude={"checkpoint_s", "validate_epochs"}),
+              "recipe": asdict(task.recipe), "data": task.data.fingerprint}
+    found: dict[str, Any] = json.loads(json.dumps(wanted))
+    return found
+
+
+def _known_plan(place: Path, subject: Subject, task: Task) -> dict[str, Any] | None:
+    """The plan of the training that the folder holds, finished or not; None where it holds none. Raises RunError for another's."""
+    if not (place / PLAN).exists():
+        return None
+    known: dict[str, Any] = json.loads((place / PLAN).read_text(encoding="utf-8"))
+    differs = [name for name, value in _wanted(subject, task).items() if known.get(name) != value]
+    if differs:
+        raise RunError(f"{place} holds a training of another plan ({', '.join(differs)} differ); go on with the same settings, remove the "
+                       "folder, or choose another --out")
+    return known
+
+
 def _agreed_steps(place: Path, subject: Subject, task: Task, module: nn.Module, teacher: nn.Module | None, *, world: World) -> int:
     """The number of steps, decided once and kept in plan.json, so that a training on minutes goes on to the same end."""
     plan, path = task.plan, place / PLAN
-    wanted = {"subject": subject.label, **plan.model_dump(mode="json", exclude={"checkpoint_s", "validate_epochs"}),
-              "recipe": asdict(task.recipe), "data": task.data.fingerprint}
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        differs = [name for name, value in json.loads(json.dumps(wanted)).items() if known.get(name) != value]
-        if differs:
-            raise RunError(f"{place} holds a training of another plan ({', '.join(differs)} differ); go on with the same settings, or "
-                           "choose another --out")
-        return int(known["steps"])
     if plan.minutes is None:
         size = min(task.recipe.batch_size, len(task.data.train))
         steps = max(1, round((plan.epochs or EPOCHS) * len(task.data.train) / size))
@@ -102,7 +114,7 @@ def _agreed_steps(place: Path, subject: Subject, task: Task, module: nn.Module, 
         steps = max(1, int(60 * plan.minutes / _seconds_per_step(module, task, teacher, world=world)))
     world.meet()  # nobody looks for the file before everybody has looked
     if world.first:
-        write_json(path, {**wanted, "steps": steps})
+        write_json(path, {**_wanted(subject, task), "steps": steps})
     world.meet()
     return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
 

@@ -55,6 +55,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for other in runs[1:]:
         _check(first, other)
     names = tuple(n for n in first.objectives if all(n in r.objectives for r in runs))
+    if len(names) < 2:
+        raise ConfigError(f"the {len(runs)} runs have fewer than two objectives in common ({', '.join(names) or 'none'}); compare pairs")
     points = [_points(run, names) for run in runs]
     empty = [str(run.path) for run, p in zip(runs, points, strict=True) if not len(p)]
     if empty:
@@ -81,6 +83,12 @@ def _check(a: Run, b: Run) -> None:
     if "latency_ms" in a.objectives and "latency_ms" in b.objectives and foreign(a, b.fingerprint):
         raise ConfigError(f"{a.path} was measured on device {a.fingerprint}, {b.path} on {b.fingerprint}: latencies of two devices never "
                           "stand in one picture; search again on one of them")
+    for name in set(a.objectives) & set(b.objectives):
+        device = name.partition("@")[2]
+        prints = [str(part(part(run.env, "devices"), device).get("fingerprint", "")) for run in (a, b)] if device else []
+        if any(prints) and prints[0] != prints[1]:
+            raise ConfigError(f"in {a.path} and {b.path} {device} is not the same device (fingerprints {prints[0]} and {prints[1]}): "
+                              "latencies of two devices never stand in one picture")
     if len(set(a.objectives) & set(b.objectives)) < 2:
         raise ConfigError(f"{a.path} has the objectives {', '.join(a.objectives)}, {b.path} {', '.join(b.objectives)}: fewer than two in "
                           "common")

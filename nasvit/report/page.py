@@ -154,7 +154,13 @@ def verified_words(verified: Verified) -> str:
     table, tau = verified.table, verified.tau
     if not len(table):
         return ""
-    lead = f"{len(table)} network{'s were' if len(table) > 1 else ' was'} trained in full and scored once on the test split."
+    tested = int((table["test_images"] > 0).sum())
+    lead = f"{len(table)} network{'s were' if len(table) > 1 else ' was'} trained in full"
+    if tested == len(table):
+        lead += " and scored once on the test split."
+    else:
+        lead += (f", {tested or 'none'} of them scored on a test split: the data of the others had none, so that their final accuracy is "
+                 "that on the validation images by which they were chosen.")
     if tau is None:
         held = " Too few differ to say how far the short training ranks as the full one does (Kendall's tau needs four)."
     else:
@@ -230,7 +236,8 @@ def notes(run: Run) -> list[str]:
         lines.append(f"Accuracy is measured on the validation split after the training of the trial's highest rung "
                      f"({', '.join(map(str, rungs))} steps). It ranks networks; it is not what a full training reaches. A trial stopped at "
                      "a lower rung counts with the accuracy measured there, which can only understate it.")
-    val = part(run.env, "data").get("val")
+    data = part(run.env, "data")
+    val = data.get("judged_by", data.get("val"))  # a prune search judges by a share of the validation images
     if isinstance(val, int) and val > 0 and len(run.front) and math.isfinite(run.front["accuracy"].max()):
         p = min(max(float(run.front["accuracy"].max()), 0.0), 1.0)
         half = 1.96 * math.sqrt(p * (1 - p) / val)

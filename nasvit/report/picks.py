@@ -30,7 +30,8 @@ def _one(run: Run, word: str) -> list[TrialRecord]:
     if word == "best":
         return [run.best()]
     if word.startswith("max-latency:"):
-        return [run.best(max_latency_ms=parse_limit(word.partition(":")[2])[1])]
+        name, limit = parse_limit(word.partition(":")[2])
+        return [run.best(max_latency_ms=limit, device=name.partition("@")[2])]
     if word in ("knee", "all"):
         rows = run.front if word == "all" else run.front[run.front["knee"]]
         return [done[trial] for trial in rows["trial"]]

@@ -56,6 +56,12 @@ def fault(data: Mapping[str, Any], *, where: str = "") -> str | None:
     for key, value in data.items():
         if value is None or key in FREE:
             continue
+        if key == "devices" and isinstance(value, Mapping):  # names of the user's own, of texts or of what is known of each
+            inner = (fault(facts, where=f"{where}devices.{name}.") for name, facts in value.items() if isinstance(facts, Mapping))
+            found = next((wrong for wrong in inner if wrong is not None), None)
+            if found is not None:
+                return found
+            continue
         wanted = "a number" if key in NUMBERS else "a text" if key in TEXTS else f"a list of {LISTS[key]}" if key in LISTS else ""
         if isinstance(value, Mapping):
             found = f"{where}{key} must be {wanted}, not a mapping" if wanted else fault(value, where=f"{where}{key}.")

@@ -16,6 +16,7 @@ import pandas as pd
 
 from nasvit.arch import Arch
 from nasvit.errors import ArchError, ConfigError, RunError
+from nasvit.registry import unknown
 from nasvit.report.run_files import read_mapping
 from nasvit.report.shorthand import arch_text, block_text, main_mixer, mean_keep_ratio, plan_facts
 from nasvit.results.front import Points, hypervolume, knee, non_dominated, pareto, reference_point, to_minimised
@@ -65,15 +66,23 @@ class Run:
         """The device that the latencies belong to; empty where none was measured."""
         return str(self.env.get("fingerprint") or next((r.fingerprint for r in self.records if r.fingerprint), ""))
 
-    def best(self, *, max_latency_ms: float = math.inf) -> TrialRecord:
-        """The most accurate complete trial within the limit (the faster one of two equals); raises RunError where there is none."""
+    def best(self, *, max_latency_ms: float = math.inf, device: str = "") -> TrialRecord:
+        """The most accurate complete trial within the limit (the faster one of two equals).
+
+        device: the name of one of several that the run measured on; empty, the first. Raises ConfigError for another name, RunError
+        where no trial is within the limit.
+        """
         done = [r for r in latest(self.records).values() if r.status == "complete" and "accuracy" in r.objectives]
-        within = [r for r in done if max_latency_ms == math.inf or r.objectives.get("latency_ms", math.inf) <= max_latency_ms]
+        names = list(part(self.experiment, "devices")) or [str(self.experiment.get("device", ""))]
+        if device and device not in names:
+            raise ConfigError(unknown("device of the run", device, names))
+        name = f"latency_ms@{device}" if device and device != names[0] else "latency_ms"
+        within = [r for r in done if max_latency_ms == math.inf or r.objectives.get(name, math.inf) <= max_latency_ms]
         if not within:
-            fastest = min((r.objectives["latency_ms"] for r in done if "latency_ms" in r.objectives), default=None)
+            fastest = min((r.objectives[name] for r in done if name in r.objectives), default=None)
             hint = f"the fastest takes {fastest:.3g} ms" if fastest is not None else "no complete trial has an accuracy and a latency yet"
             raise RunError(f"{self.path}: no trial within {max_latency_ms:g} ms; {hint}")
-        return max(within, key=lambda r: (r.objectives["accuracy"], -r.objectives.get("latency_ms", 0.0)))
+        return max(within, key=lambda r: (r.objectives["accuracy"], -r.objectives.get(name, 0.0)))
 
 
 def load(run_dir: Path | str) -> Run:

@@ -6,6 +6,7 @@ status "failed" and the reason, so that one bad architecture never ends a search
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import math
 import time
@@ -292,4 +293,6 @@ def _dataset(spec: str, seed: int, image_size: tuple[int, int]) -> DataSet:
 @lru_cache(maxsize=8)
 def _device(spec: str, reference_ms: float) -> Device:
     torch.set_num_threads(1)  # workers stand beside each other: more threads make every one of them slower
-    return open_device(spec, threads=1, reference_ms=reference_ms)
+    device = open_device(spec, threads=1, reference_ms=reference_ms)
+    atexit.register(device.close)  # of another machine it leaves files there
+    return device

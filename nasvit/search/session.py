@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nasvit.data import DataSet, describe, load
 from nasvit.devices import open_device
-from nasvit.engines import ENGINES, Engine, JobLimits, make_engine
+from nasvit.engines import ENGINES, Engine, JobLimits, make_engine, resident_mb
 from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment, default_rungs
 from nasvit.models.space_check import check_space
@@ -76,7 +77,8 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
     if str(summary["stopped_because"]).startswith("the first "):
         raise RunError(f"{summary['stopped_because']}; nothing can be searched until this is mended")
     if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines:
-        plain: dict[str, Any] = {"sampler": "random", "baselines": (), "stop": "budget", "scores": (), "truth": 0.0}
+        plain: dict[str, Any] = {"sampler": "random", "baselines": (), "stop": "budget", "scores": (), "truth": 0.0,
+                                 "minutes": _without_truth(experiment).minutes}
         twin = experiment.model_copy(update=plain | ({"budget": summary["evaluated"]} if experiment.stop == "plateau" else {}))
         place = out / "baselines" / "random"
         other = run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=progress, evaluate=evaluate,
@@ -103,7 +105,7 @@ def job_limits(experiment: Experiment) -> JobLimits:
     if experiment.engine == "inline":
         return JobLimits()
     memory = experiment.job_memory_gb
-    if memory is None and experiment.engine == "processes":
+    if memory is None and experiment.engine == "processes" and resident_mb(os.getpid()):  # where the system tells (Linux does)
         memory = 0.9 * directory.host()["memory_gb"] / experiment.workers
     return JobLimits(seconds=60 * experiment.job_minutes, memory_mb=None if memory is None else 1e3 * memory)
 

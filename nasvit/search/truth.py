@@ -105,6 +105,7 @@ def run_truth(records: Sequence[TrialRecord], *, settings: Settings, names: Sequ
     known = {r.arch_id for r in read(path, mend=True) if r.details.get("truth_steps") == made.steps}
     waiting = [r for r in spread(records, names, count=made.networks) if r.arch_id not in known]
     waiting = waiting[: max(0, made.networks - len(known))]
+    done_now = len(known)
     flying: dict[Future[TrialRecord], Job] = {}
     while waiting or flying:
         if waiting and seconds is not None and time.monotonic() - began > seconds:
@@ -118,8 +119,8 @@ def run_truth(records: Sequence[TrialRecord], *, settings: Settings, names: Sequ
             landed = _landed(future, flying.pop(future), steps=made.steps)
             if landed is not None:
                 append(path, landed)
-                landed_now = made.networks - len(waiting) - len(flying)
-                told(f"proxy truth: {landed_now} of {made.networks} networks trained for {made.steps} steps")
+                done_now += 1
+                told(f"proxy truth: {done_now} of {made.networks} networks trained for {made.steps} steps")
     done = [r for r in read(path) if r.status == "complete" and r.details.get("truth_steps") == made.steps]
     spent = steps_trained(records, settings.rungs)
     return {"networks": len(done), "steps": made.steps, "share": len(done) * made.steps / spent if spent else 0.0,

@@ -71,3 +71,21 @@ def test_a_profile_of_another_space_is_no_likeness(tmp_path: Path, capsys: pytes
     LatencyModel(about={"space": "other"}).save(tmp_path / "p.json")
     assert cli.main(["profile", "--space", "hybrid_tiny", "--like", str(tmp_path / "p.json")]) == 2
     assert "profile of the space other, not of hybrid_tiny" in capsys.readouterr().err
+
+
+def test_networks_that_cannot_be_measured_are_left_out(space: SearchSpace) -> None:
+    asked: list[str] = []
+
+    def sometimes(arch: Arch) -> Any:
+        asked.append(arch.id)
+        return None if len(asked) % 3 == 0 else measure(arch)
+
+    model = profile.learned(space, sometimes, about={}, networks=40, seconds=100)
+    assert len(model.observations) == 40 and len(asked) == len(set(asked)) >= 59
+    like = profile.carried([model], space, sometimes, about={})
+    assert like.ready and 0 < sum(not o.carried for o in like.observations) < profile.MEASURED_LIKE
+
+
+def test_the_table_and_the_profile_are_two_files(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["profile", "--space", "hybrid_tiny", "--out", "profile.csv"]) == 2
+    assert "give --out profile.json" in capsys.readouterr().err

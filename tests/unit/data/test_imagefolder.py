@@ -178,3 +178,15 @@ def test_a_picture_of_too_many_pixels_is_skipped_before_it_is_decoded(tmp_path: 
     save(tmp_path / "red" / "large.png", (1, 2, 3), size=(50, 50))
     loaded = data.load(str(tmp_path), seed=1, image_size=(8, 8))
     assert loaded.skipped == 1 and "large.png (ValueError: 50 x 50 pixels, more than 1000)" in loaded.notes[0]
+
+
+def test_parts_are_known_whatever_their_case_and_never_become_classes(tmp_path: Path) -> None:
+    make(tmp_path / "a" / "Training")
+    make(tmp_path / "a" / "Testing")
+    assert data.load(str(tmp_path / "a"), seed=0, image_size=(8, 8)).class_names == ("blue", "red")
+    assert len(data.load_test(str(tmp_path / "a"), seed=0, image_size=(8, 8))) == 10
+    make(tmp_path / "b" / "Test")
+    make(tmp_path / "b" / "val")
+    for ask in (lambda: data.describe(str(tmp_path / "b")), lambda: data.load(str(tmp_path / "b"), seed=0, image_size=(8, 8))):
+        with pytest.raises(DataError, match="has Test, val and nothing to train on"):
+            ask()

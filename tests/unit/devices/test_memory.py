@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -41,3 +42,14 @@ def test_shared_parameters_and_views_count_once() -> None:
 def test_the_figure_is_the_same_every_time() -> None:
     module = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     assert len({peak_bytes(module, torch.zeros(1, 12, 16)) for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("files", [{"memory.max": "8000000000", "memory.current": "7980000000",
+                                    "memory.stat": "anon 1\ninactive_file 5000000000"},
+                                   {"memory/memory.limit_in_bytes": "8000000000", "memory/memory.usage_in_bytes": "7980000000",
+                                    "memory/memory.stat": "total_inactive_file 5000000000"}])
+def test_files_in_a_containers_cache_are_no_used_memory(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from nasvit.devices import machine
+
+    monkeypatch.setattr(machine, "read", lambda path: files.get(path.removeprefix("/sys/fs/cgroup/")))
+    assert machine.available_mb() == pytest.approx(5020.0)

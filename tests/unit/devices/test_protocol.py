@@ -59,6 +59,20 @@ def test_a_machine_that_never_becomes_calm_has_a_wider_interval() -> None:
 
 def test_a_machine_that_is_slower_for_good_is_calm_at_its_new_speed() -> None:
     assert settled(SLOWER, level_ms=1.2).attempts == 2
+    much = attempt(1, 1.01, 0.99, 1, 1, alone_ms=1.8)
+    assert settled(much, level_ms=1.8).half_width == pytest.approx(settled(GOOD).half_width)
+
+
+def test_a_machine_that_is_faster_than_its_scale_is_held_to_its_own_calm() -> None:
+    never_calm = attempt(1, 1.01, 0.99, 1, 1, alone_ms=1.05)
+    assert settled(never_calm, level_ms=0.8).half_width > 1.1 * settled(never_calm).half_width
+
+
+def test_the_calmest_repeats_stay_in_the_order_they_came() -> None:
+    alone = (1.35, 1.12, 1.3, 1.15, 1.2)
+    groups = tuple(Repeat(candidate_ms=(a,) * 4, reference_ms=(a,) * 4, cpu_ms=(1.0,) * 4, alone_ms=(a,) * 4) for a in alone)
+    one = settled(Attempt(groups, GOOD.usage), noise="keep")
+    assert abs(one.reference_trend) < 0.25 and one.reference_trend == pytest.approx(1.2 / 1.35 - 1)
 
 
 def test_repeats_of_a_wide_interval_add_up_until_it_is_narrow() -> None:

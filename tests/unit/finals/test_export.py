@@ -151,3 +151,15 @@ def test_metadata_of_a_search_checkpoint_says_so(tmp_path: Path) -> None:
     short: dict[str, Any] = {**one.metrics, "trained": "a short training of the search"}
     done = export(replace(one, metrics=short), runtime=runtime("onnxruntime"), folder=tmp_path)
     assert done.about["trained"] == "a short training of the search"
+
+
+def test_predict_py_reads_sixteen_bits_as_the_training_does(tmp_path: Path) -> None:
+    from nasvit.data.imagefolder import decode
+
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)).save(path)
+    text = predict_script("onnxruntime", file=Path("model.onnx"))
+    lines = text[text.index("with Image.open(image)") : text.index("x = (x - ")]
+    scope = {"Image": Image, "ImageOps": ImageOps, "np": np, "image": str(path), "height": 32, "width": 32, "about": {"channels": 3}}
+    exec(lines, scope)
+    assert np.array_equal(np.rint(255 * scope["x"]), decode(path, (32, 32)))

@@ -84,7 +84,7 @@ def test_the_test_split_is_read_once_and_a_finished_training_is_only_read(digits
     subject = Subject.of_arch(tiny_arch)
     first = train_in_full(subject, task(digits, tmp_path))
     before = (tmp_path / tiny_arch.id / "model.safetensors").read_bytes()
-    assert train_in_full(subject, task(digits, tmp_path, epochs=50)) == first and len(reads) == 1
+    assert train_in_full(subject, task(digits, tmp_path)) == first and len(reads) == 1
     assert (tmp_path / tiny_arch.id / "model.safetensors").read_bytes() == before
 
 
@@ -97,6 +97,15 @@ def test_another_plan_in_the_same_folder_is_refused(digits: data.DataSet, tiny_a
         train_in_full(subject, task(digits, tmp_path), report=kill)
     with pytest.raises(RunError, match=r"another plan \(seed, recipe differ\)"):
         train_in_full(subject, task(digits, tmp_path, seed=1, recipe={"lr": 1e-3}))
+
+
+def test_a_finished_training_of_another_plan_or_of_other_data_is_not_passed_off_as_this_one(digits: data.DataSet, tiny_arch: Arch,
+                                                                                           tmp_path: Path) -> None:
+    subject = Subject.of_arch(tiny_arch)
+    train_in_full(subject, task(digits, tmp_path))
+    for other in (task(digits, tmp_path, epochs=50), task(replace(digits, fingerprint="another"), tmp_path)):
+        with pytest.raises(RunError, match=r"another plan \((epochs|data) differ\)"):
+            train_in_full(subject, other)
 
 
 def test_minutes_fix_the_steps_once(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,10 @@ def test_runs_of_other_data_device_or_objectives_are_refused(pair: tuple[Run, Ru
     other = write_run(tmp_path / "objectives", trials=10, baselines=False, names=("macs_g", "params_m"))
     with pytest.raises(ConfigError, match="fewer than two in common"):
         compare([pair[0], load(other)])
+    three = [load(write_run(tmp_path / f"of {n}", trials=10, baselines=False, names=names)) for n, names in enumerate(
+        (("accuracy", "latency_ms", "macs_g"), ("accuracy", "latency_ms"), ("latency_ms", "macs_g")))]
+    with pytest.raises(ConfigError, match="fewer than two objectives in common"):
+        compare(three)
 
 
 def test_what_makes_runs_unequal_is_said(pair: tuple[Run, Run], tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nasvit.errors import ConfigError
 from nasvit.report import load
+from nasvit.report.comparison import compare
 from nasvit.report.devices import columns, device_fronts, devices_section, for_all
+from nasvit.report.picks import pick
 from nasvit.report.render import render
 from nasvit.results.record import TrialRecord, append
 
@@ -56,3 +59,27 @@ def test_a_search_on_one_device_says_nothing_of_devices(place: Path) -> None:
     run = load(place)
     assert columns(run) == {} and for_all(run) is None
     assert "fronts.csv" not in {p.name for p in render(place)}
+
+
+def test_a_pick_within_a_limit_is_held_to_the_device_that_it_names(place: Path) -> None:
+    run = load(place)
+    assert [pick(run, f"max-latency:4ms{at}")[0].trial for at in ("", "@a", "@b")] == [2, 2, 2]
+    assert [pick(run, f"max-latency:2.5ms{at}")[0].trial for at in ("@a", "@b")] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu", "train", "seed"])
+def test_a_device_may_have_any_name(place: Path, name: str) -> None:
+    for file in ("experiment.yaml", "env.json"):
+        text = (place / file).read_text()
+        text = text.replace("b: cpu", f"{name}: cpu").replace("latency_ms@b", f"latency_ms@{name}")
+        (place / file).write_text(text.replace('"b"', f'"{name}"'))
+    assert columns(load(place)) == {"a": "latency_ms", name: f"latency_ms@{name}"}
+
+
+def test_runs_whose_further_device_is_another_are_not_compared(place: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("experiment.yaml", "env.json", "records.jsonl"):
+        (other / name).write_text((place / name).read_text().replace('"bbb"', '"ccc"'))
+    with pytest.raises(ConfigError, match="b is not the same device"):
+        compare([load(place), load(other)])

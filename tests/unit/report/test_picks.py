@@ -36,3 +36,9 @@ def test_a_word_that_means_nothing_is_refused_with_what_is_accepted(word: str, r
 def test_a_limit_that_nothing_meets_says_what_the_fastest_takes(run: Run) -> None:
     with pytest.raises(RunError, match="the fastest takes"):
         pick(run, "max-latency:1us")
+
+
+def test_a_limit_on_a_device_that_the_run_did_not_measure_on_is_refused(run: Run) -> None:
+    with pytest.raises(ConfigError, match="device of the run 'pi'"):
+        pick(run, "max-latency:2ms@pi")
+    assert pick(run, "max-latency:2ms@cpu") == pick(run, "max-latency:2ms")

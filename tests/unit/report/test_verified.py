@@ -51,6 +51,17 @@ def test_tau_is_one_where_the_order_holds_and_minus_one_where_it_is_reversed(pat
         assert f"tau is {sign:.2f}" in verified_words(verified)
 
 
+def test_no_test_split_is_claimed_where_there_was_none(path: Path) -> None:
+    run = load(path)
+    for n, row in enumerate(run.front.to_dict("records")[:2]):
+        final(path, row, accuracy=0.9, ms=1.0)
+        assert "scored once on the test split" in verified_words(verify(load(path)))
+        if n:
+            place = path / "train" / str(row["arch_id"]) / "metrics.json"
+            place.write_text(json.dumps({**json.loads(place.read_text()), "test_accuracy": None, "test_images": 0}))
+    assert "2 networks were trained in full, 1 of them scored on a test split" in verified_words(verify(load(path)))
+
+
 def test_a_front_point_beaten_in_both_fell_off_and_the_others_did_not(path: Path) -> None:
     front = load(path).front.to_dict("records")
     for n, row in enumerate(front):

@@ -1,0 +1,37 @@
+"""What a session makes of an experiment before its loop begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nasvit.errors import ConfigError
+from nasvit.experiment import Experiment
+from nasvit.search import session
+
+
+def test_where_a_process_memory_is_not_told_the_default_search_has_no_limit_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = session.job_limits(Experiment(space="hybrid_tiny", workers=2))
+    assert usual.memory_mb is not None and usual.memory_mb > 0
+    for module in ("nasvit.search.session", "nasvit.engines.processes"):
+        monkeypatch.setattr(f"{module}.resident_mb", lambda pid: 0.0)
+    limits = session.job_limits(Experiment(space="hybrid_tiny", workers=2))
+    assert limits.memory_mb is None and limits.seconds == usual.seconds
+    session.make_engine("processes", workers=2, limits=limits).shutdown(cancel=True)
+    with pytest.raises(ConfigError, match="does not tell the memory"):  # asked for, and cannot be had
+        session.make_engine("processes", workers=2, limits=session.job_limits(Experiment(space="hybrid_tiny", job_memory_gb=2)))
+
+
+def test_a_random_baseline_has_the_minutes_of_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes: list[Any] = []
+
+    def searched(experiment: Experiment, bound: Any, **_: Any) -> dict[str, Any]:
+        minutes.append(session._without_truth(experiment).minutes)
+        return {"stopped_because": "budget", "evaluated": 1}
+
+    monkeypatch.setattr(session, "search_bound", searched)
+    experiment = Experiment(space="hybrid_tiny", data="digits", minutes=60, truth=0.2, baselines=("random",), engine="inline")
+    session.run(experiment, out=tmp_path / "run", reference_ms=1.0)
+    assert minutes == [pytest.approx(50.0), pytest.approx(50.0)]
