@@ -192,6 +192,9 @@ def _print(rows: list[dict[str, Any]], *, folder: Path) -> None:
     Console(width=None if Console().is_terminal else 140).print(table)
     for missing in sorted({str(row["test_missing"]) for row in rows if row.get("test_missing")}):
         typer.echo(f"no test accuracy: {missing}")
+    for row in rows:
+        if row.get("latency_missing"):
+            typer.echo(f"no latency of {row['label']}: {row['latency_missing']}; the same command measures it again")
     typer.echo(f"weights and metrics: {folder}/ID/")
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from nasvit.cost import count
 from nasvit.data import DataSet, load_test
 from nasvit.devices import Device, machine_lock
-from nasvit.errors import ConfigError, DataError, RunError, UnsupportedOpError
+from nasvit.errors import ConfigError, DataError, MeasurementError, RunError, UnsupportedOpError
 from nasvit.finals.history import History
 from nasvit.finals.plan import EPOCHS, FinalPlan
 from nasvit.finals.subject import Subject
@@ -158,12 +158,18 @@ def _counted(module: nn.Module, task: Task) -> dict[str, Any]:
 
 
 def _remeasured(place: Path, subject: Subject, metrics: dict[str, Any], *, device: Device, seed: int) -> dict[str, Any]:
-    """The latency as the search measures it: of the network as it is built, on the run's own scale."""
+    """The latency as the search measures it: of the network as it is built, on the run's own scale.
+
+    One that cannot be measured now is said in metrics.json and measured the next time: a training is worth more than its figure.
+    """
     data = metrics["data"]
     size, channels = tuple(data["image_size"]), len(data["mean"])
     module = subject.make(image_size=size, in_channels=channels, num_classes=len(data["class_names"]), seed=seed)
-    stats = device.measure(module, input_shape=(1, channels, *size))
-    metrics = {**metrics, "latency": stats.to_dict()}
+    known = {key: value for key, value in metrics.items() if key != "latency_missing"}
+    try:
+        metrics = {**known, "latency": device.measure(module, input_shape=(1, channels, *size)).to_dict()}
+    except MeasurementError as error:
+        metrics = {**known, "latency": None, "latency_missing": str(error)}
     write_json(place / METRICS, metrics)
     return metrics
 

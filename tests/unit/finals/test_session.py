@@ -5,6 +5,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nasvit import data
 from nasvit.arch import Arch
-from nasvit.errors import CheckpointError, ConfigError, RunError
+from nasvit.errors import CheckpointError, ConfigError, MeasurementError, RunError
 from nasvit.finals import FinalPlan, Subject, Task, load_trained, session, train_in_full
 from nasvit.finals.teacher import load_teacher
 from nasvit.training import Moment, Recipe, evaluate
@@ -155,6 +156,22 @@ def test_the_latency_is_measured_after_the_training_once(digits: data.DataSet, t
     for _ in range(2):
         metrics = train_in_full(Subject.of_arch(tiny_arch), task(digits, tmp_path), measure_on=Watch)  # type: ignore[arg-type]
     assert metrics["latency"] == {"median_ms": 1.5} and Watch.calls == 1
+
+
+def test_a_latency_that_cannot_be_measured_now_is_measured_the_next_time(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path) -> None:
+    class Noisy:
+        def measure(self, module: Any, *, input_shape: tuple[int, ...]) -> Any:
+            raise MeasurementError("no stable latency")
+
+    class Calm:
+        def measure(self, module: Any, *, input_shape: tuple[int, ...]) -> Any:
+            return SimpleNamespace(to_dict=lambda: {"median_ms": 2.0})
+
+    subject = Subject.of_arch(tiny_arch)
+    first = train_in_full(subject, task(digits, tmp_path), measure_on=Noisy)  # type: ignore[arg-type]
+    assert first["latency"] is None and first["latency_missing"] == "no stable latency" and first["test_accuracy"] is not None
+    second = train_in_full(subject, task(digits, tmp_path), measure_on=Calm)  # type: ignore[arg-type]
+    assert second["latency"] == {"median_ms": 2.0} and "latency_missing" not in second
 
 
 def test_a_model_of_timm_and_of_the_zoo_train_and_read_back(digits: data.DataSet, tmp_path: Path) -> None:
