@@ -92,6 +92,7 @@ def _show(experiment: Any) -> None:
     start = begin(experiment, out=None, resume=False)
     images, labels = calibration(start.data, number=32, seed=experiment.seed)
     space, speed = make_space(experiment, start, importance(start.dense, images, labels, criterion=experiment.criterion).scores)
+    typer.echo(f"images are normalised {start.normalised}")
     typer.echo(f"{experiment.model}: {start.accuracy:.2%}, {start.latency['median_ms']:.4g} ms, {start.macs_g:.4g} G MACs, "
                f"{start.params_m:.4g} M parameters; a plan that keeps everything differs by {start.identity:.1e}")
     target = "none: the whole front" if start.target_ms is None else f"{start.target_ms:.4g} ms"
@@ -113,6 +114,9 @@ def _tell(facts: dict[str, Any], place: Path) -> None:
     of = "" if pruned["of_target"] is None else f", {pruned['of_target']:.0%} of the target"
     typer.echo(f"pruned {pruned['accuracy']:.2%} at {pruned['latency']['median_ms']:.4g} ms (remeasured; {ratio:.2f}x faster{of}), "
                f"{pruned['macs_g']:.4g} G MACs: {place / 'pruned'}")
+    typer.echo(f"test   no test images ({pruned['test_missing']}): the accuracy above is of the images by which the plan was chosen"
+               if pruned["test_accuracy"] is None else
+               f"test   {pruned['test_accuracy']:.2%} on {pruned['test_images']} images by which nothing was chosen")
     onnx, timm = facts["written"]["onnx"], facts["written"]["timm"]
     typer.echo(f"no ONNX file: {onnx['why']}" if onnx["file"] is None else f"{onnx['file']} agrees with torch to {onnx['error']:.0e}")
     if timm["file"] is not None:

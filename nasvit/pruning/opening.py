@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from nasvit.data import DataSet
 from nasvit.errors import CheckpointError, ConfigError
 from nasvit.named import check_names, make_named
 from nasvit.pruning.files import load
@@ -60,6 +64,51 @@ def image_size_of(name: str, *, arch: str | None) -> tuple[int, int] | None:
     check_names([name.removeprefix("timm:")])
     settings = timm.get_pretrained_cfg(name.removeprefix("timm:"))
     return None if settings is None else (int(settings.input_size[1]), int(settings.input_size[2]))
+
+
+def as_trained(data: DataSet, *, name: str, checkpoint: str | None) -> tuple[DataSet, str]:
+    """The data with the mean and std that the model's images had in its training, and in words whose these are.
+
+    Published weights have timm's. Own weights have those that `nasvit train` wrote into metrics.json beside them, or the prune.json of the
+    run whose dense/ or pruned/ they stand in; where neither is there, the data's own. Raises ConfigError where they are not for these
+    channels.
+    """
+    if name.startswith("timm:") and checkpoint is None:
+        ensure()
+        import timm
+
+        known = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+        found, words = ({} if known is None else known.to_dict()), f"as the published weights of {name} expect"
+        if "mean" not in found or "std" not in found:
+            raise ConfigError(f"timm does not say how the images of {name} were normalised; give weights of yours with --checkpoint FILE")
+    else:
+        weights = Path(checkpoint or name).resolve()
+        run = [weights.parent.parent / "prune.json"] if weights.parent.name in ("dense", "pruned") else []
+        for path in (weights.parent / "metrics.json", *run):
+            found, words = _recorded(path), f"as {path} says of the model's training"
+            if found:
+                break
+        else:
+            return data, "by mean and std of these data: nothing beside the weights says what they were trained with"
+    mean, std = ([v for v in found[key] if isinstance(v, int | float) and math.isfinite(v)] for key in ("mean", "std"))
+    if not len(mean) == len(std) == data.in_channels or min(std) <= 0:
+        raise ConfigError(f"images are to be normalised {words}, with mean {found['mean']} and std {found['std']}; accepted: "
+                          f"{data.in_channels} finite numbers each, one for each channel of the data, std above 0")
+    return replace(data, mean=tuple(map(float, mean)), std=tuple(map(float, std))), words
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Mean and std of a metrics.json or prune.json; empty where there is no such file, or one of another program."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} should say how the model's images were normalised and cannot be read ({error}); restore or remove it") \
+            from None
+    told = found.get("data", found) if isinstance(found, dict) else {}
+    whole = isinstance(told, dict) and all(isinstance(told.get(key), list) for key in ("mean", "std"))
+    return {key: told[key] for key in ("mean", "std")} if whole else {}
 
 
 def _published(name: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 LADDERS: tuple[tuple[str, ...], ...] = (
@@ -46,10 +46,11 @@ class Verdict:
     text: str
 
 
-def verdict(pruned: Measured, siblings: Iterable[Measured]) -> Verdict:
+def verdict(pruned: Measured, siblings: Iterable[Measured], *, unmeasured: Sequence[str] = ()) -> Verdict:
     """Whether a sibling is at least as accurate and at least as fast, better in one of both.
 
-    Latencies whose intervals overlap count as equal. dominated None: no sibling as fast has a known accuracy to tell by.
+    Latencies whose intervals overlap count as equal. unmeasured: names of siblings whose latency could not be had. dominated None: no
+    sibling is known to dominate, and of one that may, accuracy or latency is not known.
     """
     blind = []
     for sibling in siblings:
@@ -61,10 +62,14 @@ def verdict(pruned: Measured, siblings: Iterable[Measured]) -> Verdict:
         elif sibling.accuracy > pruned.accuracy or (sibling.accuracy == pruned.accuracy and faster):
             return Verdict(dominated=True, by=sibling.name, text=f"dominated by {sibling.name}: yes ({sibling.accuracy:.2%} at "
                            f"{sibling.latency_ms:.3g} ms, pruned {pruned.accuracy:.2%} at {pruned.latency_ms:.3g} ms)")
+    unknown = []
     if blind:
-        names = ", ".join(s.name for s in blind)
-        return Verdict(dominated=None, by=None, text=f"dominated by {names}: unknown, as fast but without weights for these data; train it "
+        unknown.append(f"dominated by {', '.join(s.name for s in blind)}: unknown, as fast but without weights for these data; train it "
                        "(nasvit train --model) and name its checkpoint with --sibling")
+    if unmeasured:
+        unknown.append(f"dominated by {', '.join(unmeasured)}: unknown, it could not be measured (prune.json says why)")
+    if unknown:
+        return Verdict(dominated=None, by=None, text="; ".join(unknown))
     return Verdict(dominated=False, by=None, text="dominated by a smaller sibling: no")
 
 

@@ -21,8 +21,8 @@ from nasvit.search.progress import counts
 from nasvit.whole_file import whole
 
 RECORDS = "records.jsonl"
-MUST_AGREE = ("seed", "objectives", "limits", "rungs", "recipe")
-"""Settings of the experiment on which records depend, so that a resumed run must have the same."""
+MUST_AGREE = ("seed", "objectives", "limits", "rungs", "recipe", "choices", "criterion")
+"""Settings of the experiment on which records depend, so that a resumed run must have the same; the last two only a pruning has."""
 
 
 def write(path: Path, text: str) -> None:
@@ -99,8 +99,12 @@ def host() -> dict[str, Any]:
             "memory_gb": round(memory, 1), "system": platform.platform()}
 
 
-def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment, new: Experiment, spaces: tuple[str, str]) -> list[str]:
-    """What differs between the sessions of a run, each in words; empty where records of both can stand in one file."""
+def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment, new: Experiment,
+          spaces: tuple[str, str] = ("", "")) -> list[str]:
+    """What differs between the sessions of a run, each in words; empty where records of both can stand in one file.
+
+    before, now: what env.json said and would say. spaces: the texts of both, of a run that has a space.yaml.
+    """
     found = []
     if spaces[0] != spaces[1] or before["data"]["image_size"] != now["data"]["image_size"]:
         found.append(f"space (was {before['space']['name']} at {before['data']['image_size']} px, "
@@ -109,11 +113,15 @@ def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment,
                        ("device", before["fingerprint"], now["fingerprint"])):
         if a != b:
             found.append(f"{what} (fingerprint was {a}, is {b})")
+    a, b = ({key: env["data"].get(key) for key in ("mean", "std")} for env in (before, now))
+    if a != b:
+        found.append(f"normalisation of the images (was {a}, is {b})")
     was, now_is = ({name: _release(str(env.get(name, "?")), name) for name in versions()} for env in (before, now))
     found += [f"version of {name} (was {was[name]}, is {now_is[name]})" for name in was if was[name] != now_is[name]]
     for name in MUST_AGREE:
-        if getattr(old, name) != getattr(new, name):
-            found.append(f"{name} (was {getattr(old, name)!r}, is {getattr(new, name)!r})")
+        was_set, is_set = (getattr(experiment, name, None) for experiment in (old, new))
+        if was_set != is_set:
+            found.append(f"{name} (was {was_set!r}, is {is_set!r})")
     return found
 
 

@@ -1,14 +1,15 @@
 """One session of pruning: the search of `session.py` over what is left of a trained model, then the result, remeasured and written.
 
-The run directory holds besides a search's files: `dense/` (the owned dense model and the importance of its units), `prune.json` (dense
-figures, target, recovery curve, siblings, verdict) and `pruned/` (the chosen network: see `prune_result.py`).
+The run directory holds besides a search's files: `dense/` (the owned dense model and the importance of its units), `prune.json` (what a
+user of the result must know of its images, dense and pruned figures, target, recovery curve, siblings, verdict) and `pruned/` (the chosen
+network: see `prune_result.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.cost import count
-from nasvit.data import DataSet, load
+from nasvit.data import DataSet, load, load_test
 from nasvit.data.augment import Normaliser
 from nasvit.devices import Device, LatencyStats, open_device
-from nasvit.errors import ConfigError, MeasurementError, RunError
-from nasvit.experiment import PruneExperiment, parse_limit
+from nasvit.errors import ConfigError, DataError, RunError
+from nasvit.experiment import PruneExperiment, named_device, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
-from nasvit.named import check_names, make_named
 from nasvit.pruning import files
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
 from nasvit.pruning.importance import importance
-from nasvit.pruning.opening import image_size_of, open_model
-from nasvit.pruning.siblings import Measured, measured, smaller_names, verdict
+from nasvit.pruning.opening import as_trained, image_size_of, open_model
+from nasvit.pruning.siblings import measured
 from nasvit.pruning.space import STRENGTHS, PruneSpace
 from nasvit.pruning.speed import Speed
 from nasvit.results.record import TrialRecord, latest, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
+from nasvit.search.objectives import known_of, passed
 from nasvit.search.progress import Progress
 from nasvit.search.prune_result import write_result
+from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
 from nasvit.search.session import Bound, check, search_bound
 from nasvit.training import Recipe, evaluate
@@ -57,10 +59,15 @@ RECIPE = {"lr": 2e-4, "warmup": 0.1, "distill_weight": 0.5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """The dense model under the run's protocol: everything that is known before the first trial."""
+    """The dense model under the run's protocol: everything that is known before the first trial.
+
+    data: normalised as in the model's own training, in words `normalised`; loaded: the same images with mean and std of their own.
+    """
 
     dense: Dense
     data: DataSet
+    loaded: DataSet
+    normalised: str
     device: Device
     latency: Mapping[str, Any]
     accuracy: float
@@ -72,9 +79,8 @@ class Start:
 
 def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Prune into the run directory `out` and return what prune.json holds. Raises ConfigError before anything is spent, RunError for a
-    directory of another run, and where no plan keeps the target."""
+    directory of another run, for drift on `resume`, and where no plan keeps the target."""
     out = Path(out).absolute()
-    check(experiment)
     with directory.claimed(out):
         directory.check_new_or_resumed(out, resume=resume)
         start = begin(experiment, out=out, resume=resume)
@@ -83,8 +89,8 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
         for record in records:
             bound.observe(record)
         directory.write(out / "experiment.yaml", bound.experiment.to_yaml())
-        directory.write_json(out / "env.json", bound.env)
         directory.write_json(out / "prune.json", _dense_facts(start))
+        directory.write_json(out / "env.json", bound.env)  # last: from here on there is a run to resume
         summary = search_bound(bound.experiment, bound, out=out, records=records, evaluate=prune_evaluate, progress=progress)
         if summary["stopped_because"] == "interrupted":
             return {**_dense_facts(start), "stopped_because": "interrupted"}
@@ -94,17 +100,23 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
 
 
 def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:
-    """Open model, data and device, prove that a plan that keeps everything is the dense model, and measure it.
+    """Check the experiment, open model, named siblings, data and device, prove that a plan that keeps everything is the dense model, and
+    measure it. Nothing is written.
 
-    Without `out` nothing is written (a dry run)."""
+    Without `out` there is no run to go on with (a dry run)."""
+    check(experiment)
+    own = {experiment.device, named_device(experiment.device)[0], *list(experiment.devices)[:1]}
+    target_of(experiment.target, dense_ms=math.inf, own=own)  # its words, before anything is measured
     size = experiment.image_size or image_size_of(experiment.model, arch=experiment.arch)
-    data = load(experiment.data, seed=experiment.seed, image_size=size)
+    loaded = data = load(experiment.data, seed=experiment.seed, image_size=size)
     model = open_model(experiment.model, arch=experiment.arch, checkpoint=experiment.checkpoint, num_classes=data.num_classes,
                        in_channels=data.in_channels, image_size=size)
     dense = prepare(model, name=experiment.model, image_size=data.image_size)
     if input_shape(dense.plan) != (data.in_channels, *data.image_size):
         raise ConfigError(f"{experiment.model} takes images of shape {input_shape(dense.plan)} and the data give "
                           f"{(data.in_channels, *data.image_size)}; set image_size, or take other data")
+    data, normalised = as_trained(loaded, name=experiment.model, checkpoint=experiment.checkpoint)
+    check_named(experiment, loaded)
     identity = same(dense, model, data)
     before = directory.read_json(out / "env.json") if out is not None and resume else {}
     device = open_device(experiment.device, threads=1, reference_ms=float(before["reference_ms"]) if before else None)
@@ -116,14 +128,22 @@ def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Sta
     latency = known["dense"]["latency"] if known else device.measure(dense.module, input_shape=shape).to_dict()
     accuracy = known["dense"]["accuracy"] if known else evaluate(dense.module, data.val, data=data, device=device.torch_device)[0]
     cost = count(dense.module, input_shape=shape)
-    return Start(dense=dense, data=data, device=device, latency=latency, accuracy=accuracy, macs_g=cost.macs / 1e9,
-                 params_m=cost.params / 1e6, identity=identity, target_ms=target_of(experiment.target, dense_ms=latency["median_ms"]))
+    return Start(dense=dense, data=data, loaded=loaded, normalised=normalised, device=device, latency=latency, accuracy=accuracy,
+                 macs_g=cost.macs / 1e9, params_m=cost.params / 1e6, identity=identity,
+                 target_ms=target_of(experiment.target, dense_ms=latency["median_ms"], own=own))
 
 
-def target_of(text: str | None, *, dense_ms: float) -> float | None:
-    """`target_of("0.6x", dense_ms=10) == 6.0`, `target_of("8ms", ..) == 8.0`; raises ConfigError for what is not faster than dense."""
+def target_of(text: str | None, *, dense_ms: float, own: Collection[str] = ()) -> float | None:
+    """`target_of("0.6x", dense_ms=10) == 6.0`, `target_of("8ms", ..) == 8.0`.
+
+    own: the names of the run's device, which `8ms@NAME` may give. Raises ConfigError for any other, and for what is not faster than dense.
+    """
     if text is None:
         return None
+    text, at, device = text.partition("@")
+    if at and device.strip() not in own:
+        raise ConfigError(f"the target {text.strip()!r} is on the latency of {device.strip()!r}, and a pruning has one latency, on "
+                          f"{', '.join(sorted(own)) or 'its device'}; leave @{device.strip()} away, or choose that device with --device")
     if text.strip().endswith("x"):
         try:
             share = float(text.strip()[:-1])
@@ -169,8 +189,6 @@ def weights_id(dense: Dense) -> str:
 
 def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool) -> Bound:
     dense, data, device = start.dense, start.data, start.device
-    scores = _importance(experiment, start, folder=out / DENSE)
-    space, speed = make_space(experiment, start, scores)
     per_epoch = max(1, len(data.train) // Recipe.of({**RECIPE, **experiment.recipe}).batch_size)
     top = round(experiment.recover_epochs * per_epoch)
     rungs = (0, *sorted({max(1, round(share * top)) for share in RECOVERY})) if top else (0,)
@@ -180,30 +198,39 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     experiment = experiment.model_copy(update={**places, "rungs": rungs, "limits": limits, "recipe": {**RECIPE, **experiment.recipe},
                                                "image_size": data.image_size})
     images = min(len(data.val), max(LEAST_IMAGES, int(EVALUATION_SECONDS * 1e3 / start.latency["median_ms"])))
-    settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
-                        image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
-                        versions=directory.versions(), fingerprint=device.fingerprint, prune={"images": images},
-                        memory="peak_memory_mb" in (*experiment.objectives, *limits))
     before = directory.read_json(out / "env.json") if resume else {}
-    env = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
+    env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
            "reference_ms": device.reference_ms, "dense": weights_id(dense), "sessions": int(before.get("sessions", 0)) + 1,
            "data": {"name": data.name, "kind": data.kind, "fingerprint": data.fingerprint, "train": len(data.train), "val": len(data.val),
-                    "judged_by": images, "classes": data.num_classes, "image_size": list(data.image_size)},
-           "space": {"name": f"what is left of {experiment.model}", "size": space.size()}}
+                    "judged_by": images, "classes": data.num_classes, "image_size": list(data.image_size), "mean": list(data.mean),
+                    "std": list(data.std)},
+           "space": {"name": f"what is left of {experiment.model}"}}
+    if before:
+        found = directory.drift(before, env, old=PruneExperiment.load(out / "experiment.yaml"), new=experiment)
+        if found:
+            raise RunError(f"{out} cannot be resumed, because it differs in {'; '.join(found)}: restore it, or choose another --out")
+    space, speed = make_space(experiment, start, _importance(experiment, start, folder=out / DENSE, resume=resume))
+    env["space"]["size"] = space.size()
+    settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
+                        image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
+                        versions=directory.versions(), fingerprint=device.fingerprint,
+                        prune={"images": images, "mean": data.mean, "std": data.std},
+                        memory="peak_memory_mb" in (*experiment.objectives, *limits))
 
     def observe(record: TrialRecord) -> None:
         if record.latency is not None and record.rung <= 1 and record.arch is not None:
             stats = LatencyStats.from_dict(record.latency)
             speed.observe(plan_of(record), stats.median_ms, half_width=stats.half_width)
 
-    return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe)
+    return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe,
+                 notes=(f"images are normalised {start.normalised}",))
 
 
-def _importance(experiment: PruneExperiment, start: Start, *, folder: Path) -> dict[str, Tensor]:
-    """The scores, computed once and kept beside the dense model, where the workers read both."""
+def _importance(experiment: PruneExperiment, start: Start, *, folder: Path, resume: bool) -> dict[str, Tensor]:
+    """The scores, computed once in a run and kept beside the dense model, where the workers read both."""
     files.save(start.dense.module, folder)
     path = folder / SCORES
-    if path.is_file():
+    if resume and path.is_file():  # what a run that never began left there may be of another model
         return read_weights(path)
     images, labels = calibration(start.data, number=CALIBRATION, seed=experiment.seed)
     scores = importance(start.dense, images, labels, criterion=experiment.criterion).scores
@@ -224,15 +251,16 @@ def make_space(experiment: PruneExperiment, start: Start, scores: Mapping[str, T
 
 
 def _dense_facts(start: Start) -> dict[str, Any]:
-    return {"model": start.dense.plan.source.name, "target_ms": start.target_ms, "identity": start.identity,
+    return {"model": start.dense.plan.source.name, "target_ms": start.target_ms, "identity": start.identity, "mean": list(start.data.mean),
+            "std": list(start.data.std), "normalised": start.normalised, "class_names": list(start.data.class_names),
             "dense": {"latency": dict(start.latency), "accuracy": start.accuracy, "macs_g": start.macs_g, "params_m": start.params_m}}
 
 
 def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
-    """Choose, measure again, evaluate on all validation images and once on the test images, compare with siblings, write."""
+    """Choose, measure again, evaluate on all validation images and once on the test images, write; then compare with siblings."""
     experiment, records = bound.experiment, read(out / directory.RECORDS)
     assert isinstance(experiment, PruneExperiment)
-    done = [r for r in latest(records).values() if r.status == "complete"]
+    done = within(records, limits=bound.settings.limits)
     if not done:
         raise RunError(f"no plan of {experiment.model} keeps the target of {start.target_ms:.4g} ms; raise it, or allow more with --space"
                        if start.target_ms is not None else "no plan could be evaluated; the records say why")
@@ -242,20 +270,33 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
         module.load_state_dict(read_weights(out / chosen.checkpoint))
     again = start.device.measure(module, input_shape=(1, *input_shape(start.dense.plan))).to_dict()
     accuracy = evaluate(module, start.data.val, data=start.data, device=start.device.torch_device)[0]
+    tested = _tested(module, experiment, start)
     written = write_result(module, out / "pruned", shape=input_shape(start.dense.plan))
     facts = {**_dense_facts(start), "stopped_because": "done", "written": written,
              "pruned": {"trial": chosen.trial, "id": chosen.arch_id, "latency": again, "recorded_ms": chosen.objectives["latency_ms"],
-                        "accuracy": accuracy, "macs_g": chosen.objectives["macs_g"], "params_m": chosen.objectives["params_m"],
+                        "accuracy": accuracy, **tested, "macs_g": chosen.objectives["macs_g"], "params_m": chosen.objectives["params_m"],
                         "of_target": None if start.target_ms is None else again["median_ms"] / start.target_ms},
-             "recovery": _recovery(records, chosen, experiment, settings=bound.settings)}
-    pruned = measured("pruned", again, accuracy=accuracy)
-    siblings = [_sibling(name, experiment, start) for name in _names(experiment)]
-    found = verdict(pruned, siblings)
-    facts |= {"siblings": [{"name": s.name, "latency_ms": s.latency_ms, "ci_low_ms": s.ci_low_ms, "ci_high_ms": s.ci_high_ms,
-                            "accuracy": s.accuracy} for s in siblings],
-              "verdict": {"dominated": found.dominated, "by": found.by, "text": found.text}}
+             "recovery": _recovery(records, chosen, experiment, settings=bound.settings),
+             "siblings": [], "verdict": {"dominated": None, "by": None, "text": "not compared with smaller siblings yet"}}
+    directory.write_json(out / "prune.json", facts)  # the result stands whatever becomes of the comparison
+    facts |= compared(measured("pruned", again, accuracy=accuracy), experiment, data=start.loaded, device=start.device)
     directory.write_json(out / "prune.json", facts)
     return facts
+
+
+def _tested(module: nn.Module, experiment: PruneExperiment, start: Start) -> dict[str, Any]:
+    """Accuracy on the test images, by which nothing was chosen; where there are none, the reason."""
+    try:
+        test = load_test(experiment.data, seed=experiment.seed, image_size=start.data.image_size)
+    except DataError as error:
+        return {"test_accuracy": None, "test_images": 0, "test_missing": str(error)}
+    accuracy = evaluate(module, test, data=start.data, device=start.device.torch_device)[0]
+    return {"test_accuracy": accuracy, "test_images": len(test)}
+
+
+def within(records: Sequence[TrialRecord], *, limits: Mapping[str, float]) -> list[TrialRecord]:
+    """Each trial's complete record at its highest rung, of those that keep every limit as trials are held against it."""
+    return [r for r in latest(records).values() if r.status == "complete" and passed(known_of(r), limits) is None]
 
 
 def choose(done: list[TrialRecord], *, images: int, target_ms: float | None) -> TrialRecord:
@@ -277,31 +318,3 @@ def _recovery(records: list[TrialRecord], chosen: TrialRecord, experiment: Prune
         share = None if experiment.dense_steps is None else steps / experiment.dense_steps
         curve.append({"steps": steps, "share_of_dense": share, "accuracy": record.objectives["accuracy"]})
     return curve
-
-
-def _names(experiment: PruneExperiment) -> list[str]:
-    """Smaller models of the family that timm has, and those the user named."""
-    if not experiment.model.startswith("timm:"):
-        return [name.removeprefix("timm:") for name in experiment.siblings]
-    check_names([])
-    import timm
-
-    found = smaller_names(experiment.model.removeprefix("timm:").split(".")[0], exists=timm.is_model)
-    return list(dict.fromkeys([*(name.removeprefix("timm:") for name in experiment.siblings), *found]))
-
-
-def _sibling(name: str, experiment: PruneExperiment, start: Start) -> Measured:
-    """Latency under the run's protocol, and accuracy where weights for these data are given."""
-    checkpoint = experiment.siblings.get(name) or experiment.siblings.get(f"timm:{name}")
-    data, accuracy = start.data, None
-    if checkpoint is None:
-        module = make_named(name, image_size=data.image_size, in_channels=data.in_channels, num_classes=data.num_classes, seed=0).eval()
-    else:
-        module = open_model(f"timm:{name}", arch=None, checkpoint=checkpoint, num_classes=data.num_classes, in_channels=data.in_channels,
-                            image_size=data.image_size)
-        accuracy = evaluate(module, data.val, data=data, device=start.device.torch_device)[0]
-    try:
-        stats = start.device.measure(module, input_shape=(1, data.in_channels, *data.image_size))
-    except MeasurementError as error:
-        raise RunError(f"the sibling {name} cannot be measured: {error}") from None
-    return measured(name, stats.to_dict(), accuracy=accuracy)

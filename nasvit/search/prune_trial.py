@@ -42,9 +42,8 @@ def cut(job: Job, blank: TrialRecord) -> TrialRecord:
     gated = job.gated or gate(module, shape=(1, *input_shape(_plan(job))), settings=settings, record=blank)
     if gated.status == "rejected" or job.only_gate:
         return gated
-    begun = time.perf_counter()
-    accuracy, loss = evaluate(module, validation(settings).val, data=dataset(settings), device=train_on(settings),
-                              step_guard=machine_lock.training)
+    begun, data = time.perf_counter(), validation(settings)
+    accuracy, loss = evaluate(module, data.val, data=data, device=train_on(settings), step_guard=machine_lock.training)
     score = Score(value=accuracy, seconds=time.perf_counter() - begun, details={"val_loss": loss, "steps": 0})
     return finished(gated, score=score, checkpoint=None)
 
@@ -89,8 +88,10 @@ def _plan(job: Job) -> Plan:
 
 
 def validation(settings: Settings) -> DataSet:
-    """The data with the share of the validation images that trials are judged by (all of them where the dense model is fast)."""
-    return _subset(dataset(settings), int(settings.prune["images"]), settings.seed)
+    """The data as the dense model is shown them: normalised as in its own training, with the share of the validation images that
+    trials are judged by (all of them where the dense model is fast)."""
+    given = settings.prune
+    return _seen(dataset(settings), settings.seed, count=int(given["images"]), mean=tuple(given["mean"]), std=tuple(given["std"]))
 
 
 @lru_cache(maxsize=1)
@@ -110,6 +111,6 @@ def scores_of(run: str) -> dict[str, torch.Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _subset(data: DataSet, count: int, seed: int) -> DataSet:
+def _seen(data: DataSet, seed: int, *, count: int, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
     chosen = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    return replace(data, val=Images(data.val.images[chosen], data.val.labels[chosen]))
+    return replace(data, val=Images(data.val.images[chosen], data.val.labels[chosen]), mean=mean, std=std)

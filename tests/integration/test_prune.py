@@ -6,19 +6,34 @@ Whether targets are met is measured by experiments/prune_targets.py.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from nasvit.errors import CheckpointError, ConfigError, RunError
+from nasvit.cli import main
+from nasvit.data import load as load_data
+from nasvit.data import load_test
+from nasvit.devices import LatencyStats
+from nasvit.devices.base import Prepared
+from nasvit.errors import CheckpointError, ConfigError, DataError, MeasurementError, NasvitError, RunError
 from nasvit.experiment import PruneExperiment
 from nasvit.named import make_named
-from nasvit.pruning.files import load
+from nasvit.pruning import opening, prepare
+from nasvit.pruning.files import load, save
 from nasvit.report import render
 from nasvit.results.record import read
+from nasvit.runtimes.onnxruntime import OnnxRuntime
+from nasvit.search import prune as session
+from nasvit.search import prune_siblings
 from nasvit.search.prune import prune, target_of
+from nasvit.training import evaluate
+from tests.pruning_models import timm, wake
 
 NAME = "deit_tiny_patch16_224"
 
@@ -67,6 +82,13 @@ def test_a_target_is_milliseconds_or_a_share_and_faster_than_dense() -> None:
             target_of(wrong, dense_ms=10.0)
 
 
+def test_a_target_on_another_device_is_refused_and_not_dropped() -> None:
+    assert target_of("8ms@pi", dense_ms=10.0, own={"pi", "ssh://pi"}) == target_of("0.8x@pi", dense_ms=10.0, own={"pi"}) == 8.0
+    for text in ("8ms@pi", "0.8x@pi", "8ms@"):
+        with pytest.raises(ConfigError, match="is on the latency of"):
+            target_of(text, dense_ms=10.0, own={"cpu"})
+
+
 def test_weights_that_do_not_fit_and_models_without_classes_of_the_data_are_refused(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pos_embed"):
         prune(experiment(weights, image_size=64), out=tmp_path / "a")  # its position table is another one
@@ -75,3 +97,166 @@ def test_weights_that_do_not_fit_and_models_without_classes_of_the_data_are_refu
     with pytest.raises(ConfigError, match="--arch"):
         prune(experiment(weights, model=str(weights), checkpoint=None), out=tmp_path / "c")
     assert not list(tmp_path.iterdir())
+
+
+# ---- small and quick: no device is asked, and every network takes one millisecond ---------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(self: Prepared) -> LatencyStats:
+        self.device.reference_ms = 1.0
+        return LatencyStats(median_ms=1.0, p10_ms=1.0, p90_ms=1.0, ci_low_ms=0.99, ci_high_ms=1.01, runs=9, repeats=3, verdict="stable",
+                            reference_ms=1.0, batch_size=1, fingerprint=self.device.fingerprint, cpu_ms=1.0, threads=1)
+
+    monkeypatch.setattr(Prepared, "measure", measure)
+    monkeypatch.setattr(OnnxRuntime, "missing", lambda self: "not wanted")
+
+
+def tiny(channels: int = 1, classes: int = 10) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return wake(timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=channels, num_classes=classes, depth=2,
+                                      embed_dim=48, num_heads=3))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> PruneExperiment:
+    arch, weights = save(prepare(tiny()).module, tmp_path / "small")
+    return PruneExperiment(model=str(weights), arch=str(arch), data="digits", device="cpu", image_size=(16, 16), budget=1,
+                           engine="inline", sampler="random", recover_epochs=0.0)
+
+
+def colours(path: Path, *, seed: int = 0) -> Path:
+    """Four classes of squares, with a test part."""
+    rng = np.random.default_rng(seed)
+    parts = {part: rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8) for part, count in (("train", 64), ("val", 40), ("test", 24))}
+    path.mkdir()
+    for part, images in parts.items():
+        np.savez(path / f"colours_{part}.npz", images=images, labels=np.arange(len(images)) % 4)
+    return path
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_goes_on_only_with_what_its_records_were_made_with(small: PruneExperiment, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    before = prune(small, out=out)
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    others: dict[str, dict[str, Any]] = {
+        "seed": {"seed": 1}, "limits": {"target": "0.5x"}, "choices": {"choices": ("mlp",)}, "criterion": {"criterion": "magnitude"},
+        "rungs": {"recover_epochs": 1.0}, "recipe": {"recipe": {"lr": 1e-3}}, "objectives": {"objectives": ("accuracy", "macs_g")}}
+    for name, values in others.items():
+        with pytest.raises(RunError, match=rf"cannot be resumed, because it differs in .*\b{name} \("):
+            prune(small.model_copy(update=values), out=out, resume=True)
+    monkey = load_data("digits", seed=0, image_size=(16, 16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "load", lambda *_, **__: replace(monkey, fingerprint="0" * 12))
+        with pytest.raises(RunError, match=r"differs in data \(fingerprint was"):
+            prune(small, out=out, resume=True)
+    (tmp_path / "small" / "metrics.json").write_text(json.dumps({"data": {"mean": [0.5], "std": [0.5]}}))
+    with pytest.raises(RunError, match="differs in normalisation"):
+        prune(small, out=out, resume=True)
+    (tmp_path / "small" / "metrics.json").unlink()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept  # refused before anything is written
+    after = prune(small.model_copy(update={"budget": 2, "minutes": 9.0}), out=out, resume=True)
+    assert len(read(out / "records.jsonl")) == 2 and after["dense"] == before["dense"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_scores_that_another_model_left_in_a_run_that_never_began_are_not_taken(small: PruneExperiment, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "dense").mkdir(parents=True)
+    (out / "dense" / "importance.safetensors").write_text("of another model")
+    assert prune(small, out=out)["stopped_because"] == "done"
+
+
+@pytest.mark.usefixtures("quick")
+def test_published_weights_see_images_of_their_own_training_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out, data = tiny(3, 4), tmp_path / "run", colours(tmp_path / "colours")
+    monkeypatch.setattr(opening, "_published", lambda name: model)
+    experiment = PruneExperiment(model="timm:vit_tiny_patch16_224", data=str(data), device="cpu", image_size=(16, 16), budget=1,
+                                 engine="inline", sampler="random", recover_epochs=0.0)
+    seen: list[tuple[float, ...]] = []
+
+    def calibration(data: Any, **given: Any) -> Any:
+        seen.append(data.mean)
+        return right(data, **given)
+
+    right = session.calibration
+    monkeypatch.setattr(session, "calibration", calibration)
+    facts = prune(experiment, out=out)
+    assert facts["mean"] == facts["std"] == [0.5] * 3 and facts["class_names"] == ["0", "1", "2", "3"]
+    assert "published weights of timm:vit_tiny" in facts["normalised"] and set(seen) == {(0.5,) * 3}  # identity and importance
+    own = load_data(str(data), seed=0, image_size=(16, 16))
+    wanted = replace(own, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert facts["dense"]["accuracy"] == evaluate(model, own.val, data=wanted)[0]
+    record = read(out / "records.jsonl")[0]
+    network = load(out / "pruned" / "arch.json", out / "pruned" / "model.safetensors")
+    loss = {name: evaluate(network, own.val, data=of)[1] for name, of in (("own", own), ("wanted", wanted))}
+    assert loss["own"] != pytest.approx(loss["wanted"], rel=1e-6) and record.details["val_loss"] == pytest.approx(loss["wanted"], rel=1e-6)
+    assert json.loads((out / "env.json").read_text())["data"]["mean"] == [0.5] * 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_result_is_scored_once_on_the_test_images_or_it_is_said_that_there_are_none(
+        small: PruneExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from nasvit.commands.prune import _tell
+
+    out, looks = tmp_path / "run", []
+    monkeypatch.setattr(session, "load_test", lambda *given, **named: looks.append(given) or load_test(*given, **named))
+    facts = prune(small, out=out)
+    data, test = load_data("digits", seed=0, image_size=(16, 16)), load_test("digits", seed=0, image_size=(16, 16))
+    network = load(out / "pruned" / "arch.json", out / "pruned" / "model.safetensors")
+    assert len(looks) == 1 and facts["pruned"]["test_images"] == len(test) > 0
+    assert facts["pruned"]["test_accuracy"] == evaluate(network, test, data=data)[0]
+    _tell(facts, out)
+    assert f"{facts['pruned']['test_accuracy']:.2%} on {len(test)} images" in capsys.readouterr().out
+
+    def none(*_: object, **__: object) -> object:
+        raise DataError("no test part here")
+
+    monkeypatch.setattr(session, "load_test", none)
+    facts = prune(small, out=out, resume=True)
+    assert facts["pruned"]["test_accuracy"] is None and facts["pruned"]["test_missing"] == "no test part here"
+    _tell(facts, out)
+    assert "no test images (no test part here)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_named_sibling_that_cannot_be_opened_ends_the_run_before_it_begins(
+        small: PruneExperiment, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "open_device", lambda *_, **__: pytest.fail("measured before it was checked"))
+    wrong: list[tuple[str, type[NasvitError], str]] = [("deit_tinny_patch16_224", ConfigError, "did you mean"),
+                                                      ("vit_tiny_patch16_224", CheckpointError, "does not fit")]
+    for name, kind, match in wrong:
+        with pytest.raises(kind, match=match):
+            prune(small.model_copy(update={"siblings": {name: str(weights)}}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_sibling_that_cannot_be_measured_is_on_record_and_the_result_stands(
+        small: PruneExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+
+    def fails(name: str, *_: object, **__: object) -> object:
+        assert "pruned" in json.loads((out / "prune.json").read_text())  # whatever comes now
+        raise MeasurementError(f"{name} is too slow to time")
+
+    monkeypatch.setattr(prune_siblings, "_names", lambda experiment: ["vit_small", "vit_tiny"])
+    monkeypatch.setattr(prune_siblings, "_measured", fails)
+    facts = prune(small, out=out)
+    assert [row["name"] for row in facts["siblings"]] == ["vit_small", "vit_tiny"] and facts["siblings"][0]["latency_ms"] is None
+    assert facts["siblings"][0]["why"] == "MeasurementError: vit_small is too slow to time"
+    assert facts["verdict"]["dominated"] is None and "vit_small, vit_tiny: unknown" in facts["verdict"]["text"]
+    assert "could not be measured" in next(file for file in render(out) if file.suffix == ".html").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_dry_run_checks_what_a_run_checks_and_says_how_images_are_normalised(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prune", small.model, "--arch", str(small.arch), "--data", "digits", "--image-size", "16", "--dry-run"]
+    assert main([*words]) == 0 and "mean and std of these data" in capsys.readouterr().out
+    for more, said in ((["--sampler", "nope"], "nope"), (["--max-latency", "8ms@pi"], "'pi'"), (["--engine", "nope"], "nope")):
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err

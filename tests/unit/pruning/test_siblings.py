@@ -26,6 +26,14 @@ PLANTED = [  # siblings of a pruned model at 5 ms and 80 %, and whether one of t
     ([at(7, 0.81, half=0.4)], True), ([at(7, 0.81, half=0.1)], False)]
 
 
+def test_a_sibling_that_could_not_be_measured_leaves_the_verdict_open_unless_another_decides_it() -> None:
+    open_ = verdict(at(5, 0.8), [at(4, 0.7)], unmeasured=["small"])
+    assert open_.dominated is None and "small: unknown" in open_.text
+    assert verdict(at(5, 0.8), [at(4, 0.9)], unmeasured=["small"]).dominated is True
+    both = verdict(at(5, 0.8), [at(4, None, name="blind")], unmeasured=["small"]).text
+    assert "blind: unknown" in both and "small: unknown" in both
+
+
 @pytest.mark.parametrize(("siblings", "dominated"), PLANTED)
 def test_twenty_planted_verdicts(siblings: list[Measured], dominated: bool | None) -> None:
     found = verdict(at(5, 0.80, name="pruned"), siblings)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nasvit.errors import RunError
-from nasvit.experiment import Experiment
+from nasvit.experiment import Experiment, PruneExperiment
 from nasvit.search.directory import check_objectives, claimed, drift, read_json, summary, versions, write, write_json
 from tests.unit.search.fakes import record
 
@@ -45,6 +45,15 @@ def test_drift_names_what_differs_and_only_that() -> None:
     other = {**ENV, "fingerprint": "d1", "data": {"fingerprint": "x1", "image_size": [16, 16]}}
     found = drift(ENV, other, old=same, new=same.model_copy(update={"seed": 3}), spaces=("a", "b"))
     assert [text.split()[0] for text in found] == ["space", "data", "device", "seed"]
+
+
+def test_of_a_pruning_what_may_go_how_it_is_ranked_and_how_images_are_normalised_is_drift_too() -> None:
+    same = PruneExperiment(model="timm:it")
+    shown = {**ENV, "data": {**ENV["data"], "mean": [0.3], "std": [0.2]}}
+    other = {**shown, "data": {**shown["data"], "mean": [0.5]}}
+    found = drift(shown, other, old=same, new=same.model_copy(update={"choices": ("mlp",), "criterion": "magnitude", "budget": 9}))
+    assert [text.split()[0] for text in found] == ["normalisation", "choices", "criterion"]
+    assert drift(shown, shown, old=same, new=same.model_copy(update={"minutes": 9.0, "workers": 1, "siblings": {"a": "b"}})) == []
 
 
 def test_another_version_of_a_library_is_drift_and_a_mended_python_is_not() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,13 @@ def test_with_a_target_the_slowest_of_the_equally_accurate_is_taken_and_without_
     assert session.choose([record(0.80, 5.0), record(0.80, 4.0)], images=400, target_ms=None).objectives["latency_ms"] == 4.0
     recovered = record(0.80, 5.5, rung=3)
     assert session.choose([recovered, equal], images=400, target_ms=6.0) is recovered
+
+
+def test_no_result_is_over_a_limit_that_holds_by_the_end_of_its_interval_that_trials_are_held_against() -> None:
+    fast, slow = record(0.70, 1.42), replace(record(0.80, 2.71), trial=1)
+    near = replace(record(0.75, 1.99), trial=2, latency={"ci_high_ms": 2.1})
+    rejected = replace(record(0.90, 1.0), trial=3, status="rejected")
+    assert session.within([fast, slow, near, rejected], limits={"latency_ms": 2.02}) == [fast]
+    assert session.within([fast, slow, near, rejected], limits={}) == [fast, slow, near]
+    higher = replace(slow, rung=2)
+    assert session.within([fast, slow, higher], limits={"latency_ms": 3.0}) == [fast, higher]

@@ -1,0 +1,54 @@
+"""Whose mean and std a model's images are normalised by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nasvit.data import DataSet, load
+from nasvit.errors import ConfigError
+from nasvit.pruning.opening import as_trained
+
+GREY = load("digits", seed=0, image_size=(8, 8))
+COLOUR = replace(GREY, train=replace(GREY.train, images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), mean=(0.3,) * 3, std=(0.2,) * 3)
+
+
+def given(data: DataSet, **where: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    found, words = as_trained(data, **{"checkpoint": None, **where})  # type: ignore[arg-type]
+    assert found.train is data.train and found.fingerprint == data.fingerprint
+    return found.mean, found.std, words
+
+
+def test_published_weights_see_the_images_of_their_own_training() -> None:
+    assert given(COLOUR, name="timm:vit_tiny_patch16_224")[:2] == ((0.5,) * 3, (0.5,) * 3)
+    mean, std, words = given(COLOUR, name="timm:deit_tiny_patch16_224")
+    assert mean == (0.485, 0.456, 0.406) and std == (0.229, 0.224, 0.225) and "published" in words
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", None])
+def test_own_weights_take_what_nasvit_train_wrote_beside_them(name: str | None, tmp_path: Path) -> None:
+    weights = str(tmp_path / "model.safetensors")
+    where = {"name": weights} if name is None else {"name": name, "checkpoint": weights}
+    (tmp_path / "metrics.json").write_text(json.dumps({"data": {"mean": [0.1], "std": [0.7]}}))
+    mean, std, words = given(GREY, **where)
+    assert (mean, std) == ((0.1,), (0.7,)) and str(tmp_path / "metrics.json") in words
+    (tmp_path / "metrics.json").write_text(json.dumps({"loss": 0.3}))  # of another program
+    assert given(GREY, **where)[:2] == (GREY.mean, GREY.std) and "mean and std of these data" in given(GREY, **where)[2]
+
+
+def test_a_dense_or_pruned_network_of_a_run_takes_what_the_run_recorded(tmp_path: Path) -> None:
+    (tmp_path / "prune.json").write_text(json.dumps({"mean": [0.1], "std": [0.7]}))
+    for folder, mean in (("dense", (0.1,)), ("pruned", (0.1,)), ("other", GREY.mean)):
+        assert given(GREY, name=str(tmp_path / folder / "model.safetensors"))[0] == mean
+
+
+@pytest.mark.parametrize("text", ["{", '{"data": {"mean": [0.1, 0.2], "std": [0.1, 0.1]}}', '{"data": {"mean": [0.1], "std": [0]}}',
+                                  '{"data": {"mean": ["0.1"], "std": [0.5]}}', '{"data": {"mean": [], "std": []}}'])
+def test_a_record_that_no_image_can_be_normalised_by_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"normalised"):
+        as_trained(GREY, name=str(tmp_path / "model.safetensors"), checkpoint=None)
