@@ -9,27 +9,29 @@ import torch
 from torch import Tensor, nn
 
 VERSION = 2
-_WIDTH, _HEADS, _GRID, _BLOCKS = 16, 2, 4, 6
-"""Small, so that its time goes into many short operations, as in the small networks that are hardest to time: a busy neighbour on the other
-half of a core slows those by up to half as much again as long matrix products. Beside the larger reference of version 1 two measurements
-of one network differed by under 3 % in 77 of 100 cases, beside this one in 95 (experiments/LOG.md)."""
+_SIDE = 48
+_LARGE, _SMALL = (1, 64, 4, 12), (4, 16, 2, 4)
+"""Blocks, width, heads and side of the grid of its two parts, which take about the same time. A busy neighbour (on the other half of a core,
+in the shared cache) slows many short operations and few long matrix products differently, so that a network repeats best beside a
+reference like it; beside one of both kinds, all do tolerably (experiments/LOG.md)."""
 
 
 class _Block(nn.Module):
     """Depthwise convolution, attention and MLP, each in its residual branch, on (B, C, H, W)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.local = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, groups=_WIDTH)
-        self.norm1, self.norm2 = nn.LayerNorm(_WIDTH), nn.LayerNorm(_WIDTH)
-        self.qkv, self.out = nn.Linear(_WIDTH, 3 * _WIDTH), nn.Linear(_WIDTH, _WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(_WIDTH, 3 * _WIDTH), nn.GELU(), nn.Linear(3 * _WIDTH, _WIDTH))
+        self.heads = heads
+        self.local = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.local(x)
         batch, width, height, breadth = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
-        qkv = self.qkv(self.norm1(tokens)).reshape(batch, -1, 3, _HEADS, width // _HEADS).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(self.norm1(tokens)).reshape(batch, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])  # (B, h, N, d)
         tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
         tokens = tokens + self.mlp(self.norm2(tokens))
@@ -40,5 +42,9 @@ def make_reference() -> tuple[nn.Module, Tensor]:
     """The network in eval mode and its input, the same in every process; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        module = nn.Sequential(nn.Conv2d(3, _WIDTH, 4, stride=4), *(_Block() for _ in range(_BLOCKS))).eval()
-        return module, torch.randn(1, 3, 4 * _GRID, 4 * _GRID)
+        layers: list[nn.Module] = []
+        channels, side = 3, _SIDE
+        for blocks, width, heads, grid in (_LARGE, _SMALL):
+            layers += [nn.Conv2d(channels, width, side // grid, stride=side // grid), *(_Block(width, heads) for _ in range(blocks))]
+            channels, side = width, grid
+        return nn.Sequential(*layers).eval(), torch.randn(1, 3, _SIDE, _SIDE)
