@@ -11,7 +11,7 @@ from torch import Tensor, nn
 VERSION = 2
 _SIDE = 48
 _LARGE, _SMALL = (1, 64, 4, 12), (4, 16, 2, 4)
-"""Blocks, width, heads and side of the grid of its two parts, which take about the same time. A busy neighbour (on the other half of a core,
+"""Blocks, width, heads and side of the grid of its two parts, which take about equal times. A busy neighbour (on the other half of a core,
 in the shared cache) slows many short operations and few long matrix products differently, so that a network repeats best beside a
 reference like it; beside one of both kinds, all do tolerably (experiments/LOG.md)."""
 
