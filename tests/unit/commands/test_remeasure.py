@@ -38,6 +38,9 @@ class FakeDevice:
         assert input_shape == (1, 1, 16, 16)
         return replace(STATS, median_ms=self.median_ms)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def given(arch: Arch) -> Given:
     record = TrialRecord(trial=0, status="complete", rung=1, arch=arch.to_dict(), arch_id=arch.id, latency=STATS.to_dict(),
