@@ -22,6 +22,11 @@ def check_names(names: Iterable[str]) -> None:
             raise ConfigError(unknown("model of timm", name, near or timm.list_models()[:20]))
 
 
+def is_named(name: str) -> bool:
+    """Whether timm, or the zoo, has a model of this name, without "timm:"."""
+    return bool(_timm().is_model(name))
+
+
 def make_named(name: str, *, image_size: tuple[int, int], in_channels: int, num_classes: int, seed: int,
                drop_path: float = 0.0) -> nn.Module:
     """An untrained model for these images, at this size where the model accepts one. Equal seeds give bit-equal weights.

@@ -13,9 +13,9 @@ from nasvit.arch import Arch
 from nasvit.devices import Device, LatencyStats, open_device
 from nasvit.errors import ConfigError, RunError
 from nasvit.models.build import build
+from nasvit.named import check_names
 from nasvit.report.tables import Run
 from nasvit.results.front import pareto
-from nasvit.torchvision_ops import ensure
 from nasvit.yaml_file import read_yaml
 
 
@@ -97,16 +97,10 @@ def named_model(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
     Raises ConfigError for a model that neither has.
     """
-    ensure()
+    short = name.removeprefix("timm:")
+    check_names([short])
     import timm
 
-    import nasvit.zoo  # noqa: F401 (importing registers the zoo's models with timm)
-
-    short = name.removeprefix("timm:")
-    if not timm.is_model(short):
-        near = timm.list_models(f"*{short.split('_')[0]}*")[:10]
-        raise ConfigError(f"neither timm nor the zoo has a model {short!r}"
-                          + (f"; perhaps one of {', '.join(near)}" if near else "; see timm.list_models()"))
     module: nn.Module = timm.create_model(short, pretrained=False)
     settings: dict[str, Any] = getattr(module, "pretrained_cfg")  # noqa: B009 (nn.Module types every attribute as a tensor)
     return module, (1, *settings["input_size"])

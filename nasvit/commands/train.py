@@ -156,9 +156,11 @@ def _predicted(run: Run, record: Any) -> dict[str, float]:
 
 def _train_all(subjects: list[Subject], task: Task, *, device: str, reference_ms: float | None, fingerprint: str) -> None:
     from nasvit.devices import open_device
-    from nasvit.finals import train_in_full
+    from nasvit.finals import known_plan, train_in_full
     from nasvit.training import joined
 
+    for subject in subjects:  # before hours are spent on the first of them
+        known_plan(subject, task)
     opened: list[Any] = []  # once for all, and only when the first training is done
 
     def measure_on() -> Any:

@@ -53,7 +53,7 @@ def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report:
     process alone. Raises RunError where the folder holds a training of another plan.
     """
     place = task.folder / subject.id
-    known = _known_plan(place, subject, task)
+    known = known_plan(subject, task)
     if not (place / METRICS).exists():
         place.mkdir(parents=True, exist_ok=True)
         module = subject.make_for(task.data, seed=task.plan.seed, drop_path=task.plan.drop_path)
@@ -92,8 +92,9 @@ def _wanted(subject: Subject, task: Task) -> dict[str, Any]:
     return found
 
 
-def _known_plan(place: Path, subject: Subject, task: Task) -> dict[str, Any] | None:
-    """The plan of the training that the folder holds, finished or not; None where it holds none. Raises RunError for another's."""
+def known_plan(subject: Subject, task: Task) -> dict[str, Any] | None:
+    """The plan of the training in the subject's folder, finished or not; None where there is none. Raises RunError for another's."""
+    place = task.folder / subject.id
     if not (place / PLAN).exists():
         return None
     known: dict[str, Any] = json.loads((place / PLAN).read_text(encoding="utf-8"))

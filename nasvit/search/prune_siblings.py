@@ -10,7 +10,7 @@ from torch import nn
 from nasvit.data import DataSet
 from nasvit.devices import Device
 from nasvit.experiment import PruneExperiment
-from nasvit.named import check_names, make_named
+from nasvit.named import is_named, make_named
 from nasvit.pruning.opening import as_trained, open_model
 from nasvit.pruning.siblings import Measured, measured, smaller_names, verdict
 from nasvit.training import evaluate
@@ -46,10 +46,7 @@ def _names(experiment: PruneExperiment) -> list[str]:
     named = [name.removeprefix("timm:") for name in experiment.siblings]
     if not experiment.model.startswith("timm:"):
         return named
-    check_names([])
-    import timm
-
-    return list(dict.fromkeys([*named, *smaller_names(experiment.model.removeprefix("timm:").split(".")[0], exists=timm.is_model)]))
+    return list(dict.fromkeys([*named, *smaller_names(experiment.model.removeprefix("timm:").split(".")[0], exists=is_named)]))
 
 
 def _open(name: str, experiment: PruneExperiment, data: DataSet) -> tuple[nn.Module, DataSet | None]:

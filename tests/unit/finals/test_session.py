@@ -232,3 +232,15 @@ def test_a_teachers_own_normalisation_is_kept(digits: data.DataSet) -> None:
 def test_tensorboard_gets_its_events(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path) -> None:
     train_in_full(Subject.of_arch(tiny_arch), task(digits, tmp_path))
     assert list((tmp_path / tiny_arch.id / "tensorboard").glob("events.*"))
+
+
+def test_a_command_of_several_trainings_is_refused_before_the_first_where_one_folder_holds_another(
+        digits: data.DataSet, tiny_arch: Arch, tmp_path: Path) -> None:
+    from nasvit.commands.train import _train_all
+
+    other = replace(tiny_arch, num_classes=10, stages=tiny_arch.stages[:1])
+    train_in_full(Subject.of_arch(other), task(digits, tmp_path))
+    with pytest.raises(RunError, match="another plan"):
+        _train_all([Subject.of_arch(tiny_arch), Subject.of_arch(other)], task(digits, tmp_path, epochs=3), device="cpu", reference_ms=None,
+                   fingerprint="")
+    assert not (tmp_path / tiny_arch.id).exists()
