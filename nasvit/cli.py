@@ -119,12 +119,22 @@ def search(
         "ray_address": ray_address, "gpus_per_worker": gpus_per_worker, "baselines": tuple(baseline) if baseline else None})
     place = out or fresh(f"{time.strftime('%Y-%m-%d')}-{Path(loaded.data).stem}-{Path(loaded.space).stem}")
 
-    from nasvit.commands.display import Display
-    from nasvit.search import run
-
     title = f"nasvit search: {Path(loaded.space).stem} on {loaded.data}, device {loaded.device}, into {place}"
-    with Display(title=title, console=out_console) as display:
-        summary = run(loaded, out=place, resume=resume, allow_drift=allow_drift, progress=display, storage=storage)
+    ready = None
+    try:
+        if resume:  # nothing is calibrated then, which workers that start would disturb: they import beside this process
+            from nasvit.search.workers import open_workers
+
+            ready = open_workers(loaded)
+            ready.warm()
+        from nasvit.commands.display import Display
+        from nasvit.search import run
+
+        with Display(title=title, console=out_console) as display:
+            summary = run(loaded, out=place, resume=resume, allow_drift=allow_drift, progress=display, storage=storage, workers=ready)
+    finally:
+        if ready is not None:
+            ready.shutdown(cancel=True)
     if summary.get("evaluated"):
         render(place)
     elif summary.get("stopped_because") != "interrupted":

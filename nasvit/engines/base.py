@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,8 +78,13 @@ class Engine(ABC):
     def shutdown(self, *, cancel: bool) -> None:
         """End the workers. With `cancel`, at once: what has not finished is cancelled; else after everything submitted. May be repeated."""
 
+    def warm(self, module: str) -> None:
+        """Start all workers now, each importing `module`, and not with their first jobs. What fails here fails there again, and is told."""
+        for _ in range(self.workers):
+            self.submit(imported, module)
+
     def send(self, name: str, value: Any) -> None:
-        """Have `value` ready for workers under this name (`parcels.fetched`), once on each node. Before the first `submit`.
+        """Have `value` ready for workers under this name (`parcels.fetched`), once on each node. Before the jobs that ask for it.
 
         Workers of this machine need no parcels: nothing is sent to them.
         """
@@ -114,6 +120,16 @@ def resident_mb(pid: int | None) -> float:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     except (OSError, IndexError, ValueError):
         return 0.0
+
+
+def machine_mb() -> float:
+    """Memory of this machine in MB (10^6 bytes)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+
+
+def imported(module: str) -> None:
+    """In a worker: have the module there."""
+    import_module(module)
 
 
 def portable(error: Exception) -> Exception:

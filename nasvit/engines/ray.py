@@ -63,7 +63,7 @@ class RayEngine(Engine):
         self._alone_since = time.monotonic()  # when there was last room for a worker
         self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True, name=f"nasvit-ray-{number}")
                          for number, slot in enumerate(self._slots)]
-        self._begun = False  # with the first job: what is sent goes to workers when they start
+        self._begun = False  # with the first job
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -168,7 +168,7 @@ class RayEngine(Engine):
             if not self._wanted():
                 return False
             if slot.actor is None:
-                slot.actor = self._actor.remote(self._parcels)
+                slot.actor = self._actor.remote()
                 slot.ready = slot.actor.ready.remote()
             if any(s.node for s in self._slots):
                 self._alone_since = time.monotonic()
@@ -204,7 +204,7 @@ class RayEngine(Engine):
         try:
             self._awaited(slot, actor.ready.remote(), job=None)
             begun_with = True
-            return self._awaited(slot, actor.answer.remote(job.payload), job=job)  # type: ignore[no-any-return]
+            return self._awaited(slot, actor.answer.remote(job.payload, dict(self._parcels)), job=job)  # type: ignore[no-any-return]
         except self._ray.exceptions.RayError as error:
             self._drop(slot)
             if not begun_with:
@@ -266,17 +266,17 @@ class _Job:
 class _Actor:
     """In the worker: does one job after the other with one torch thread, as each owns one CPU."""
 
-    def __init__(self, sent: dict[str, Any]) -> None:
+    def __init__(self) -> None:
+        self._sent: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}
+        parcels.use(self._fetch)
+
+    def _fetch(self, name: str) -> Any:
         import ray
 
-        known: dict[str, Any] = {}
-
-        def fetch(name: str) -> Any:
-            if name in sent and name not in known:
-                known[name] = ray.get(sent[name])
-            return known.get(name)
-
-        parcels.use(fetch)
+        if name in self._sent and name not in self._known:
+            self._known[name] = ray.get(self._sent[name])
+        return self._known.get(name)
 
     def ready(self) -> str:
         """The id of the node where it lives."""
@@ -284,8 +284,9 @@ class _Actor:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def answer(self, payload: bytes) -> bytes:
-        """(True, result) or (False, exception), pickled: an exception keeps its type this way."""
+    def answer(self, payload: bytes, sent: dict[str, Any]) -> bytes:
+        """(True, result) or (False, exception), pickled: an exception keeps its type this way. sent: where parcels are in the store."""
+        self._sent = sent
         try:
             fn, args = pickle.loads(payload)
             if "torch" in sys.modules:

@@ -14,6 +14,7 @@ from typing import Any
 
 import nasvit
 from nasvit.devices.machine import cpu_model
+from nasvit.engines import machine_mb
 from nasvit.errors import ConfigError, RunError, StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
@@ -94,9 +95,7 @@ def _release(version: str, name: str) -> str:
 
 def host() -> dict[str, Any]:
     """The machine of the driver: cpu, cores, memory_gb, system."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"cpu": cpu_model(), "cores": os.cpu_count() or 1,
-            "memory_gb": round(memory, 1), "system": platform.platform()}
+    return {"cpu": cpu_model(), "cores": os.cpu_count() or 1, "memory_gb": round(machine_mb() / 1e3, 1), "system": platform.platform()}
 
 
 def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment, new: Experiment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nasvit.data import DataSet, describe, load
 from nasvit.devices import open_device
-from nasvit.engines import ENGINES, Engine, JobLimits, make_engine, resident_mb
+from nasvit.engines import ENGINES, Engine
 from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment, default_rungs
 from nasvit.models.space_check import check_space
@@ -24,6 +23,7 @@ from nasvit.search.progress import Progress, Snapshot
 from nasvit.search.restriction import restricted, told
 from nasvit.search.samplers import make_sampler
 from nasvit.search.screen import make_screen
+from nasvit.search.workers import Workers, open_workers
 from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 from nasvit.training import Recipe
@@ -55,11 +55,12 @@ class Bound:
 
 def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift: bool = False, progress: Progress | None = None,
         evaluate: Callable[[Job], TrialRecord] = evaluate, reference_ms: float | None = None,
-        storage: str | None = None) -> dict[str, Any]:
+        storage: str | None = None, workers: Workers | None = None) -> dict[str, Any]:
     """Search into the run directory `out` and return its summary. `evaluate` is what a worker does with a job.
 
     reference_ms: the scale of another run whose latencies shall be comparable; without it the device is calibrated.
     storage: URL of an Optuna storage that is given a copy of the trials (`mirror`). It may hold a password, so it is written nowhere.
+    workers: of `open_workers(experiment)`, where they have been begun already; the caller shuts them down where this raises early.
 
     Raises ConfigError before the first trial for anything wrong in the experiment; RunError for a directory that holds
     another run, for drift on `resume` without `allow_drift`, and where every trial fails.
@@ -73,7 +74,8 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
         directory.write(out / "experiment.yaml", experiment.to_yaml())
         directory.write(out / "space.yaml", bound.space.to_yaml())
         directory.write_json(out / "env.json", bound.env)
-        summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress, storage=storage)
+        summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress, storage=storage,
+                               workers=workers)
     if str(summary["stopped_because"]).startswith("the first "):
         raise RunError(f"{summary['stopped_because']}; nothing can be searched until this is mended")
     if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines:
@@ -98,16 +100,6 @@ def check(experiment: Experiment) -> None:
     if experiment.scores and experiment.sampler != "surrogate":
         raise ConfigError(f"scores are learned from by the sampler surrogate alone, not by {experiment.sampler}; choose it, or leave "
                           "scores empty")
-
-
-def job_limits(experiment: Experiment) -> JobLimits:
-    """What one job may take in this experiment's engine; inline has no worker that could be ended."""
-    if experiment.engine == "inline":
-        return JobLimits()
-    memory = experiment.job_memory_gb
-    if memory is None and experiment.engine == "processes" and resident_mb(os.getpid()):  # where the system tells (Linux does)
-        memory = 0.9 * directory.host()["memory_gb"] / experiment.workers
-    return JobLimits(seconds=60 * experiment.job_minutes, memory_mb=None if memory is None else 1e3 * memory)
 
 
 def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, reference_ms: float | None = None) -> Bound:
@@ -199,7 +191,7 @@ def _without_truth(experiment: Experiment) -> Experiment:
 
 
 def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: list[TrialRecord], evaluate: Callable[[Job], TrialRecord],
-                 progress: Progress | None, storage: str | None = None) -> dict[str, Any]:
+                 progress: Progress | None, storage: str | None = None, workers: Workers | None = None) -> dict[str, Any]:
     """The loop and the named baselines of a bound experiment; returns the summary."""
     directory.check_objectives(records, experiment.objectives)
     started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
@@ -232,7 +224,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
             progress(replace(snapshot, notes=tuple(notes), nodes=engine.nodes()))
 
     mirror = open_mirror(storage, experiment=experiment, bound=bound, name=out.name, records=records, told=notes.append)
-    engine = open_engine(experiment, bound.settings)
+    engine = engine_of(experiment, workers or open_workers(experiment), settings=bound.settings)
     cancel = True  # whatever ends this early does not wait for what is running
     try:
         loop = Loop(searching, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,
@@ -264,16 +256,11 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
     return summary
 
 
-def open_engine(experiment: Experiment, settings: Settings) -> Engine | Elsewhere:
-    """The experiment's engine. Of a cluster the workers train, and one process here measures."""
-    limits = job_limits(experiment)
-    if experiment.engine != "ray":
-        return make_engine(experiment.engine, workers=experiment.workers, limits=limits)
-    engine = make_engine("ray", workers=experiment.workers, limits=limits, address=experiment.ray_address, gpus=experiment.gpus_per_worker)
-    if not engine.elsewhere:
-        return engine
-    return Elsewhere(engine, measuring=make_engine("processes", workers=1, limits=limits), settings=settings,
-                     gpus=experiment.gpus_per_worker)
+def engine_of(experiment: Experiment, workers: Workers, *, settings: Settings) -> Engine | Elsewhere:
+    """What the loop gives its jobs to: the workers' engine, with the one that measures before it where there is one."""
+    if workers.measuring is None:
+        return workers.engine
+    return Elsewhere(workers.engine, measuring=workers.measuring, settings=settings, gpus=experiment.gpus_per_worker)
 
 
 def open_mirror(storage: str | None, *, experiment: Experiment, bound: Bound, name: str, records: Sequence[TrialRecord],

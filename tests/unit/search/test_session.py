@@ -7,21 +7,23 @@ from typing import Any
 
 import pytest
 
+from nasvit.engines import make_engine
 from nasvit.errors import ConfigError
 from nasvit.experiment import Experiment
 from nasvit.search import session
+from nasvit.search.workers import job_limits
 
 
 def test_where_a_process_memory_is_not_told_the_default_search_has_no_limit_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = session.job_limits(Experiment(space="hybrid_tiny", workers=2))
+    usual = job_limits(Experiment(space="hybrid_tiny", workers=2))
     assert usual.memory_mb is not None and usual.memory_mb > 0
-    for module in ("nasvit.search.session", "nasvit.engines.processes"):
+    for module in ("nasvit.search.workers", "nasvit.engines.processes"):
         monkeypatch.setattr(f"{module}.resident_mb", lambda pid: 0.0)
-    limits = session.job_limits(Experiment(space="hybrid_tiny", workers=2))
+    limits = job_limits(Experiment(space="hybrid_tiny", workers=2))
     assert limits.memory_mb is None and limits.seconds == usual.seconds
-    session.make_engine("processes", workers=2, limits=limits).shutdown(cancel=True)
+    make_engine("processes", workers=2, limits=limits).shutdown(cancel=True)
     with pytest.raises(ConfigError, match="does not tell the memory"):  # asked for, and cannot be had
-        session.make_engine("processes", workers=2, limits=session.job_limits(Experiment(space="hybrid_tiny", job_memory_gb=2)))
+        make_engine("processes", workers=2, limits=job_limits(Experiment(space="hybrid_tiny", job_memory_gb=2)))
 
 
 def test_a_random_baseline_has_the_minutes_of_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

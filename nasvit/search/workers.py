@@ -1,0 +1,57 @@
+"""A search's workers: its experiment's engine with what a job may take, and the process that measures for a cluster.
+
+Light to import, because workers of a resumed run are warmed while the driver itself still imports what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from nasvit.engines import Engine, JobLimits, machine_mb, make_engine, resident_mb
+from nasvit.experiment import Experiment
+
+NEEDED = "nasvit.search.evaluate"
+"""What every worker imports before its first job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """engine: does the jobs. measuring: one process on this machine that measures, where the engine's workers are on others."""
+
+    engine: Engine
+    measuring: Engine | None = None
+
+    def warm(self) -> None:
+        """Start all of them now; each imports what its jobs need."""
+        for engine in (self.engine, self.measuring):
+            if engine is not None:
+                engine.warm(NEEDED)
+
+    def shutdown(self, *, cancel: bool) -> None:
+        """End all; measuring first, whose results become jobs of the other."""
+        for engine in (self.measuring, self.engine):
+            if engine is not None:
+                engine.shutdown(cancel=cancel)
+
+
+def open_workers(experiment: Experiment) -> Workers:
+    """The experiment's engine. Of a cluster the workers train, and one process here measures.
+
+    Raises ConfigError for an unknown engine, limits that it cannot hold, and a cluster that cannot be joined.
+    """
+    limits = job_limits(experiment)
+    if experiment.engine != "ray":
+        return Workers(engine=make_engine(experiment.engine, workers=experiment.workers, limits=limits))
+    engine = make_engine("ray", workers=experiment.workers, limits=limits, address=experiment.ray_address, gpus=experiment.gpus_per_worker)
+    return Workers(engine=engine, measuring=make_engine("processes", workers=1, limits=limits) if engine.elsewhere else None)
+
+
+def job_limits(experiment: Experiment) -> JobLimits:
+    """What one job may take in this experiment's engine; inline has no worker that could be ended."""
+    if experiment.engine == "inline":
+        return JobLimits()
+    memory = None if experiment.job_memory_gb is None else 1e3 * experiment.job_memory_gb
+    if memory is None and experiment.engine == "processes" and resident_mb(os.getpid()):  # where the system tells (Linux does)
+        memory = 0.9 * machine_mb() / experiment.workers
+    return JobLimits(seconds=60 * experiment.job_minutes, memory_mb=memory)
