@@ -18,6 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from nasvit.devices.machine import cpu_model
+
 ROOT = Path(__file__).resolve().parents[1]
 SHORTER = (
     ("--space hybrid_mobile --max-latency 20ms --budget 100", "--space hybrid_tiny --max-latency 20ms --budget 12"),
@@ -82,7 +84,7 @@ def protocol(place: Path, *, make: bool, only: str | None) -> list[Step]:
     first = runs[0].parent if runs else clone / "reports" / "runs" / "digits"
     for document, names in (
         ("docs/tutorial.md", {}),
-        ("README.md", {"reports/runs/RUN": str(first), "reports/runs/OTHER": "run", "photo.jpg": "photos/disc/000.png"}),
+        ("README.md", {"reports/runs/RUN": str(first), "reports/runs/OTHER": "reports/runs/*-digits-hybrid_tiny", "photo.jpg": "photos/disc/000.png"}),
     ):
         if only is not None and only not in document:
             continue
@@ -100,7 +102,8 @@ def table(steps: list[Step]) -> str:
     """Markdown."""
     lines = ["# A newcomer's first hour", "",
              "`python experiments/newcomer.py` runs every command of the README and the tutorial in a fresh clone with a fresh",
-             "environment, as it is written or, where the table says so, with a smaller budget.", "",
+             "environment, as it is written or, where the table says so, with a smaller budget. "
+             f"Here on {cpu_model()}, {len(os.sched_getaffinity(0))} core(s).", "",
              "| from | command | run as | seconds | |", "|---|---|---|---|---|"]
     for step in steps:
         run = re.sub(r"/[^ ]*/(reports|examples)/", r"\1/", step.run or step.written)

@@ -29,6 +29,8 @@ BEYOND = 20
 """So many plans are tried though they are predicted to miss the target, where all draws are: predictions learn from what they miss."""
 STRENGTHS = 200
 """Steps of the strength."""
+PROBED = 150
+"""Strength of the plans that show what each choice is worth in time."""
 GRANULE = 8
 """Widths are multiples of this: vector units read so many numbers at once (AVX2's eight, and every wider unit a multiple)."""
 
@@ -108,10 +110,8 @@ class PruneSpace:
         made = self.plan(shape, strength)
         if made == self.dense:
             raise ArchError("a plan that takes nothing away is no pruning")
-        try:
-            check(made)
-        except PlanError as error:  # the loop draws another where an Arch is impossible, and this is one
-            raise ArchError(str(error)) from None
+        if (why := _impossible(made)) is not None:  # the loop draws another where an Arch is impossible, and this is one
+            raise ArchError(why)
         self._params[made.id] = {**shape, "strength": strength}
         return made
 
@@ -170,6 +170,19 @@ class PruneSpace:
         """The parameters that gave this plan here."""
         return self._params[arch.id]
 
+    def probes(self) -> list[Plan]:
+        """A plan for each choice that takes away by it alone, tokens by each operator: what a device needs to be asked before strengths can
+        be solved for."""
+        names = self.parameters()
+
+        def alone(begins: str, value: float, **operator: str) -> dict[str, Any]:
+            return {**{n: value if n.startswith(begins) else 0.0 for n in names if n != "operator"}, **operator}
+
+        shapes = [alone("tokens.", 0.5, operator=operator) for operator in self.operators if "tokens" in self.choices]
+        shapes += [alone(begins, 1.0) for begins in ("heads.", "mlp.", "depth", "embed")] + [alone("head_dim", 0.5)]
+        plans = {made.id: made for made in (self.plan(shape, PROBED) for shape in shapes) if made != self.dense}
+        return [made for made in plans.values() if _impossible(made) is None]
+
     # ---- from choices to a plan ---------------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, tuple[Any, ...]]:
@@ -209,6 +222,15 @@ class PruneSpace:
         widths = tuple(_granular(dim, s * shape.get("embed", 0.0) * MOST["embed"], granule=granule) for dim in self.dense.embed_dims)
         return Plan(source=self.dense.source, blocks=tuple(blocks), embed_dims=widths,
                     operator=operator if any(b.keep_ratio < 1 for b in blocks) else "none")
+
+
+def _impossible(plan: Plan) -> str | None:
+    """Why the plan cannot be built; None where it can."""
+    try:
+        check(plan)
+    except PlanError as error:
+        return str(error)
+    return None
 
 
 def _between(knots: Sequence[float], count: int) -> list[float]:

@@ -1,4 +1,5 @@
-"""How fast a plan will be, learned from the plans that were measured: six terms and a prior that is the dense model's share of MACs.
+"""How fast a plan will be, learned from the plans that were measured: eight terms with a prior that is the dense model's share of MACs, and
+what they miss of similar plans.
 
 It only steers the search to where the target is; what is reported was measured.
 """
@@ -24,6 +25,17 @@ USUAL = 0.06
 """Half width of a good measurement's interval."""
 FIXED = 0.03
 """Share of the dense model's time that the prior gives to what no plan changes."""
+DROPPING = ("merge", "slow_fast", "topk_fuse")
+MISSED, REACH, MEASURED = 0.06, 0.15, 0.02
+"""What the terms miss: its usual size (share of the time), how far it reaches (in the terms, each as a share of the dense model's), and
+how far one measurement is from the next. It is mostly how wide matrix products are, which MACs do not tell, and so the same for plans of
+one shape and almost one strength."""
+
+
+def _alike(rows: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, m): covariance of what is missed of n plans and of m."""
+    squared = ((rows[:, None] - others[None]) ** 2).sum(axis=2)
+    return np.asarray(MISSED**2 * np.exp(-squared / (2 * REACH**2)))
 
 
 class OutOfReach(ArchError):
@@ -35,7 +47,8 @@ class OutOfReach(ArchError):
 
 
 def terms(plan: Plan, layout: Layout) -> NDArray[np.float64]:
-    """(6,): 1, then in MACs projections, attention products and MLPs, then the blocks left and the places where tokens are dropped."""
+    """(8,): 1, then in MACs projections, attention products and MLPs, then the blocks left and, for each operator of DROPPING, the places
+    where it drops tokens."""
     projections = products = mlps = drops = 0.0
     before = 1.0
     for block, form in zip(plan.blocks, layout.blocks, strict=True):
@@ -49,7 +62,7 @@ def terms(plan: Plan, layout: Layout) -> NDArray[np.float64]:
         mlps += now * tokens * 2 * width * block.mlp_dim
         drops += now != before
         before = now
-    return np.array([1.0, projections, products, mlps, float(plan.depth), drops])
+    return np.array([1.0, projections, products, mlps, float(plan.depth), *(drops * (plan.operator == name) for name in DROPPING)])
 
 
 class Speed:
@@ -59,16 +72,19 @@ class Speed:
         self.layout, self.dense_ms = layout, dense_ms
         self.scale = terms(dense, layout)
         self.scale[self.scale == 0] = 1.0
-        self.scale[5] = DROPS
+        self.scale[5:] = DROPS
         share = self.scale[1:4] / self.scale[1:4].sum() * (1 - FIXED)
-        self.prior = np.array([FIXED, *share, 0.0, 0.0]) * dense_ms
+        self.prior = np.array([FIXED, *share, 0.0, *(0.0 for _ in DROPPING)]) * dense_ms
         self.coefficients = self.prior
         self._rows: list[NDArray[np.float64]] = [terms(dense, layout) / self.scale]
         self._ms, self._half = [dense_ms], [USUAL]
+        self._missed: NDArray[np.float64] = np.zeros(1)
 
     def predict(self, plan: Plan) -> float:
         """Milliseconds."""
-        return float(terms(plan, self.layout) / self.scale @ self.coefficients)
+        row = terms(plan, self.layout) / self.scale
+        near = _alike(np.array(self._rows), row[None])[:, 0]
+        return float(row @ self.coefficients * np.exp(near @ self._missed))
 
     @property
     def half_width(self) -> float:
@@ -85,6 +101,10 @@ class Speed:
         rows = np.vstack([np.array(self._rows) * weight[:, None], np.diag(ridge)])
         values = np.concatenate([np.array(self._ms) * weight, ridge * self.prior])
         self.coefficients = nnls(rows, values)[0]
+        known = np.array(self._rows)
+        left = np.log(np.array(self._ms) / np.maximum(known @ self.coefficients, 1e-9))
+        noise = MEASURED * np.maximum(1.0, np.array(self._half) / USUAL)
+        self._missed = np.asarray(np.linalg.solve(_alike(known, known) + np.diag(noise**2), left))  # a Gaussian process around no miss
 
     def solver(self, *, aim_ms: Callable[[], float], steps: int) -> Callable[[Callable[[int], Plan]], int]:
         """Finds the smallest strength of 1 to `steps` whose plan is predicted at `aim_ms()` or below (a plan is faster the stronger).

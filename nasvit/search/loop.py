@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +64,8 @@ class Loop:
                  evaluate: Callable[[Job], TrialRecord], records: Sequence[TrialRecord] = (),
                  on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None,
                  network: Callable[[TrialRecord], Any] = TrialRecord.network, scores: Scores | None = None,
-                 screen: Screen | None = None, settled: Callable[[TrialRecord], object] = lambda record: None) -> None:
+                 screen: Screen | None = None, due: Callable[[], Mapping[str, Any] | None] = lambda: None,
+                 settled: Callable[[TrialRecord], object] = lambda record: None) -> None:
         self.experiment, self.settings, self.engine, self.path = experiment, settings, engine, path
         self.evaluate, self.progress, self.on_record, self.network = evaluate, progress, on_record, network
         self.settled = settled  # hears of every trial that has stopped rising
@@ -74,7 +75,7 @@ class Loop:
         self.screen = Screen(limits=experiment.limits) if screen is None else screen
         predict = self.screen.medians if self.screen.profiled else None  # before the records: a resumed search guesses as it did
         self.proposer = Proposer(space, sampler=experiment.sampler, seed=experiment.seed, objectives=experiment.objectives,
-                                 limits=experiment.limits, records=self.records, scores=scores, predict=predict)
+                                 limits=experiment.limits, records=self.records, scores=scores, predict=predict, due=due)
         for known in self.records:
             self.screen.observe(known)
         self.flights: dict[Future[TrialRecord], Flight] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from nasvit.cost import count
 from nasvit.data import DataSet, load, load_test
 from nasvit.data.augment import Normaliser
 from nasvit.devices import Device, LatencyStats, open_device
-from nasvit.errors import ConfigError, DataError, RunError
+from nasvit.errors import ConfigError, DataError, MeasurementError, RunError
 from nasvit.experiment import PruneExperiment, named_device, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning import files
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
 from nasvit.pruning.importance import importance
 from nasvit.pruning.opening import as_trained, image_size_of, open_model
+from nasvit.pruning.plan import Plan
 from nasvit.pruning.siblings import measured
 from nasvit.pruning.space import STRENGTHS, PruneSpace
 from nasvit.pruning.speed import Speed
@@ -49,8 +51,12 @@ CALIBRATION = 128
 EVALUATION_SECONDS = 10.0
 """A trial's evaluation takes about so long: fewer validation images where the dense model is slow, at least LEAST_IMAGES."""
 LEAST_IMAGES = 200
+PROBES = "probes.json"
+"""In the run directory: what each choice alone was measured to be worth."""
 AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
+NEAR, LAST = 0.97, 0.1
+"""An interval that ends below this share of the target leaves time unused; the last trials (this share of the budget) look for it."""
 RECOVERY = (0.1, 0.3, 1.0)
 """Shares of the recovery's steps at the rungs behind the first, which trains nothing."""
 RECIPE = {"lr": 2e-4, "warmup": 0.1, "distill_weight": 0.5}
@@ -209,8 +215,13 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
         found = directory.drift(before, env, old=PruneExperiment.load(out / "experiment.yaml"), new=experiment)
         if found:
             raise RunError(f"{out} cannot be resumed, because it differs in {'; '.join(found)}: restore it, or choose another --out")
-    space, speed = make_space(experiment, start, _importance(experiment, start, folder=out / DENSE, resume=resume))
+    scores = _importance(experiment, start, folder=out / DENSE, resume=resume)
+    space, speed = make_space(experiment, start, scores)
     env["space"]["size"] = space.size()
+    if start.target_ms is not None:
+        for plan, ms, half_width in _probed(space, start, scores, path=out / PROBES, resume=bool(before)):
+            speed.observe(plan, ms, half_width=half_width)
+    seen: list[TrialRecord] = []
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
                         versions=directory.versions(), fingerprint=device.fingerprint,
@@ -218,12 +229,45 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
                         memory="peak_memory_mb" in (*experiment.objectives, *limits))
 
     def observe(record: TrialRecord) -> None:
+        seen.append(record)
         if record.latency is not None and record.rung <= 1 and record.arch is not None:
             stats = LatencyStats.from_dict(record.latency)
             speed.observe(plan_of(record), stats.median_ms, half_width=stats.half_width)
 
     return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe,
+                 due=lambda: nearer(seen, budget=experiment.budget, limits=limits, images=images, target_ms=start.target_ms),
                  notes=(f"images are normalised {start.normalised}",))
+
+
+def _probed(space: PruneSpace, start: Start, scores: Mapping[str, Tensor], *, path: Path,
+            resume: bool) -> list[tuple[Plan, float, float]]:
+    """The space's probes, each with milliseconds and the half width of their interval, measured once in a run.
+
+    They only steer: one that the device cannot measure is left out.
+    """
+    if resume:
+        known = directory.read_json(path).get("probes", [])
+        return [(Plan.from_dict(one["plan"]), float(one["ms"]), float(one["half_width"])) for one in known]
+    found = []
+    for plan in space.probes():
+        with suppress(MeasurementError):
+            stats = start.device.measure(slice_weights(start.dense, plan, scores), input_shape=(1, *input_shape(start.dense.plan)))
+            found.append((plan, stats.median_ms, stats.half_width))
+    directory.write_json(path, {"probes": [{"plan": plan.to_dict(), "ms": ms, "half_width": half} for plan, ms, half in found]})
+    return found
+
+
+def nearer(seen: Sequence[TrialRecord], *, budget: int, limits: Mapping[str, float], images: int,
+           target_ms: float | None) -> dict[str, Any] | None:
+    """Choices to solve for once more near the end of the budget: those of the plan that would be chosen, where it lies so far under the
+    target that less could be taken away. What was measured of it tells the solver how to come nearer. Else None."""
+    done = [] if target_ms is None else within(seen, limits=limits)
+    evaluated = sum(r.status == "complete" for r in latest(seen).values())
+    if not done or target_ms is None or evaluated < budget - max(2, round(LAST * budget)):
+        return None
+    best = choose(done, images=images, target_ms=target_ms)
+    upper_ms = best.objectives["latency_ms"] if best.latency is None else float(best.latency["ci_high_ms"])
+    return {name: value for name, value in best.params.items() if name != "strength"} if upper_ms < NEAR * target_ms else None
 
 
 def _importance(experiment: PruneExperiment, start: Start, *, folder: Path, resume: bool) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class Bound:
     """An experiment with its space bound to its data and its device calibrated; nothing in it is left to choose.
 
     drifted: what differs from earlier sessions. network: from a record to what its trial was built from. observe: hears every record.
+    due: choices to be tried before the sampler is asked, None where there are none.
     notes: what the user must know of the space.
     """
 
@@ -50,6 +51,7 @@ class Bound:
     drifted: tuple[str, ...] = ()
     network: Callable[[TrialRecord], Any] = TrialRecord.network
     observe: Callable[[TrialRecord], object] = lambda record: None
+    due: Callable[[], Mapping[str, Any] | None] = lambda: None
     notes: tuple[str, ...] = ()
 
 
@@ -229,7 +231,8 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
     try:
         loop = Loop(searching, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,
                     evaluate=evaluate, records=records, on_record=mark, progress=watch, network=bound.network, scores=learned,
-                    screen=make_screen(experiment, settings=bound.settings), settled=mirror.add if mirror else lambda record: None)
+                    screen=make_screen(experiment, settings=bound.settings), due=bound.due,
+                    settled=mirror.add if mirror else lambda record: None)
         stopped = loop.run()
         summary = write_summary(stopped)
         cancel = stopped == "interrupted"

@@ -58,12 +58,16 @@ class Proposal:
 
 
 class Proposer:
-    """Asks and tells. `seen` maps every proposed arch id to its record, or to None while it is being evaluated."""
+    """Asks and tells. `seen` maps every proposed arch id to its record, or to None while it is being evaluated.
+
+    due: choices to be tried before the sampler is asked, None where there are none; those that give nothing new are passed over.
+    """
 
     def __init__(self, space: Space, *, sampler: str, seed: int, objectives: Sequence[str], limits: Mapping[str, float],
-                 records: Sequence[TrialRecord] = (), scores: Scores | None = None, predict: Costs | None = None) -> None:
+                 records: Sequence[TrialRecord] = (), scores: Scores | None = None, predict: Costs | None = None,
+                 due: Callable[[], Mapping[str, Any] | None] = lambda: None) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.space = space
+        self.space, self.due = space, due
         self.objectives = tuple(objectives)
         self.limits = dict(limits)
         self.scores, self._turned_down = scores, 0
@@ -86,6 +90,10 @@ class Proposer:
         A repeated proposal gives way to a new neighbour: the sampler's choices with one to three of them drawn again. The repeat
         itself is told as failed; told with its values it would pull the sampler to where it already is.
         """
+        due = self.due()
+        found = None if due is None else self._new(partial(self.space.from_parameters, due))
+        if found is not None:
+            return found
         trial = self._ask()
         try:
             arch = self.space.suggest(trial)

@@ -81,7 +81,7 @@ def test_choices_that_the_model_does_not_have_are_named(dense) -> None:
 def test_the_solver_lands_just_under_the_aim_and_on_the_machine_as_learned(dense) -> None:
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
     true = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
-    true.coefficients = true.coefficients * [4.0, 0.8, 3.0, 1.1, 0.0, 0.0] + [0, 0, 0, 0, 0.5, 0]  # another machine
+    true.coefficients = true.coefficients * [4.0, 0.8, 3.0, 1.1, *[0.0] * 4] + [0, 0, 0, 0, 0.5, 0, 0, 0]  # another machine
     space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8),
                        solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
     rng, errors = random.Random(0), []
@@ -91,6 +91,35 @@ def test_the_solver_lands_just_under_the_aim_and_on_the_machine_as_learned(dense
         errors.append(abs(speed.predict(plan) / true.predict(plan) - 1))
         speed.observe(plan, true.predict(plan), half_width=0.05)
     assert sum(errors[-20:]) / 20 < 0.03 < sum(errors[:5]) / 5
+
+
+def test_probes_show_each_choice_alone_and_what_a_machine_makes_of_it(dense) -> None:
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8))
+    probes = space.probes()
+    assert len(probes) == len(space.operators) + 4 and all(plan != dense.plan for plan in probes)  # its heads of 16 give no head_dim
+    assert {plan.operator for plan in probes} == {"none", *space.operators}
+    true, asked, usual = (Speed(dense.plan, layout=dense.layout, dense_ms=10.0) for _ in range(3))
+    true.coefficients = true.coefficients * [4.0, 0.8, 3.0, 1.1, *[0.0] * 4] + [0, 0, 0, 0, 2.0, 1.0, 0.2, 0.4]  # another machine
+    for plan in probes:
+        asked.observe(plan, true.predict(plan), half_width=0.05)
+    rng = random.Random(0)
+    plans = [space.sample(rng) for _ in range(40)]
+    wrong = [[abs(speed.predict(plan) / true.predict(plan) - 1) for speed in (asked, usual)] for plan in plans]
+    first, second = (sorted(column)[20] for column in zip(*wrong, strict=True))
+    assert first < 0.1 < 0.3 < second, (first, second)
+    assert len(PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), order=range(8)).probes()) == 1
+
+
+def test_a_plan_close_to_a_measured_one_is_predicted_with_what_that_one_missed(dense) -> None:
+    speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8))
+    shape = {name: values[-1] for name, values in space.parameters().items() if name.startswith(("heads", "mlp"))}
+    near, probe = space.plan(shape, 104), space.plan(shape, 100)
+    for plan in space.probes():
+        speed.observe(plan, speed.predict(plan), half_width=0.05)
+    before, missed = speed.predict(near), 1.1 * speed.predict(probe)
+    speed.observe(probe, missed, half_width=0.05)
+    assert speed.predict(near) > 1.05 * before and abs(speed.predict(probe) / missed - 1) < 0.02
 
 
 def test_an_aim_out_of_reach_is_an_error(dense) -> None:
@@ -108,7 +137,7 @@ def test_a_first_measurement_far_off_ends_no_search(dense) -> None:
 
     def true(plan: Plan) -> float:
         """A machine on which every place where tokens are dropped costs as much as half of the model."""
-        return 1 + 9 * float(terms(plan, dense.layout)[1:4].sum() / speed.scale[1:4].sum()) + 5 * float(terms(plan, dense.layout)[5])
+        return 1 + 9 * float(terms(plan, dense.layout)[1:4].sum() / speed.scale[1:4].sum()) + 5 * float(terms(plan, dense.layout)[5:].sum())
 
     rng, found = random.Random(0), []
     first = next(p for p in iter(lambda: space.sample(rng), None) if p.operator == "merge")

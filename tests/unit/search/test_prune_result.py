@@ -132,3 +132,27 @@ def test_no_result_is_over_a_limit_that_holds_by_the_end_of_its_interval_that_tr
     assert session.within([fast, slow, near, rejected], limits={}) == [fast, slow, near]
     higher = replace(slow, rung=2)
     assert session.within([fast, slow, higher], limits={"latency_ms": 3.0}) == [fast, higher]
+
+
+def timed(trial: int, *, accuracy: float, upper_ms: float, **params: float) -> TrialRecord:
+    """A finished trial whose interval ends at `upper_ms`, 5 % above its median."""
+    ms = upper_ms / 1.05
+    return TrialRecord(trial=trial, status="complete", rung=1, arch=None, arch_id=f"{trial:012d}", params=params,
+                       objectives={"accuracy": accuracy, "latency_ms": ms, "macs_g": 1.0, "params_m": 1.0},
+                       latency={"median_ms": ms, "ci_low_ms": ms * 0.95, "ci_high_ms": upper_ms})
+
+
+def test_the_last_trials_come_back_to_the_best_plan_where_it_leaves_time_unused() -> None:
+    limits = {"latency_ms": 10.0}
+
+    def asked(seen: list[TrialRecord], *, budget: int = 4, target_ms: float | None = 10.0) -> object:
+        return session.nearer(seen, budget=budget, limits=limits, images=100, target_ms=target_ms)
+
+    best = timed(0, accuracy=0.9, upper_ms=9.0, heads=0.5, strength=80)
+    worse = timed(1, accuracy=0.2, upper_ms=9.9, heads=1.0, strength=9)
+    assert asked([best, worse]) == {"heads": 0.5}
+    assert asked([best]) is None  # there is budget left to look elsewhere
+    assert asked([best, worse], target_ms=None) is None and asked([]) is None
+    over = replace(best, objectives={**best.objectives, "latency_ms": 9.9}, latency={**best.latency, "ci_high_ms": 10.4})
+    assert asked([over, worse]) is None  # what is over the target is never chosen, and the other uses the time
+    assert asked([timed(0, accuracy=0.9, upper_ms=9.8, heads=0.5, strength=80), worse]) is None

@@ -47,6 +47,13 @@ def test_a_repeated_proposal_gives_way_to_a_neighbour_and_is_told_as_failed() ->
     assert [t.state for t in asked.study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING]
 
 
+def test_what_is_due_goes_before_the_sampler_and_is_passed_over_once_it_is_known() -> None:
+    wanted = {"s0.embed_dim": 16, "s0.depth": 2, "s0.mlp": 32}
+    asked = proposer(due=lambda: wanted)
+    first, second = asked.propose(), asked.propose()
+    assert first.params == wanted and second.params != wanted
+
+
 def test_a_rejected_trial_is_told_as_infeasible_and_a_failed_one_as_failed() -> None:
     limits = {"latency_ms": 0.01}
     asked = proposer(limits=limits)
