@@ -84,7 +84,8 @@ def protocol(place: Path, *, make: bool, only: str | None) -> list[Step]:
     first = runs[0].parent if runs else clone / "reports" / "runs" / "digits"
     for document, names in (
         ("docs/tutorial.md", {}),
-        ("README.md", {"reports/runs/RUN": str(first), "reports/runs/OTHER": "reports/runs/*-digits-hybrid_tiny", "photo.jpg": "photos/disc/000.png"}),
+        ("README.md", {"reports/runs/RUN": str(first), "reports/runs/OTHER": "reports/runs/*-digits-hybrid_tiny",
+                       "photo.jpg": "photos/disc/000.png"}),
     ):
         if only is not None and only not in document:
             continue

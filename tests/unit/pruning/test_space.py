@@ -106,7 +106,7 @@ def test_probes_show_each_choice_alone_and_what_a_machine_makes_of_it(dense) -> 
     plans = [space.sample(rng) for _ in range(40)]
     wrong = [[abs(speed.predict(plan) / true.predict(plan) - 1) for speed in (asked, usual)] for plan in plans]
     first, second = (sorted(column)[20] for column in zip(*wrong, strict=True))
-    assert first < 0.1 < 0.3 < second, (first, second)
+    assert first < 0.15 < 0.3 < second, (first, second)
     assert len(PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), order=range(8)).probes()) == 1
 
 
