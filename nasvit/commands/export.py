@@ -46,7 +46,7 @@ def export(
 
 
 def _why_none(runtime: str) -> str:
-    from nasvit.finals.predict import PREDICTABLE
+    from nasvit.runtimes.predict import PREDICTABLE
 
     return "the network takes neither grey nor colour images" if runtime in PREDICTABLE else f"{runtime} has none"
 

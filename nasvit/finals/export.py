@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import nasvit
-from nasvit.errors import ConfigError, MeasurementError
-from nasvit.finals.predict import PREDICTABLE, predict_script
+from nasvit.errors import ConfigError, MeasurementError, RunError
 from nasvit.finals.trained import Trained, write_text
 from nasvit.models.deploy import deploy
 from nasvit.runtimes import RUNTIMES, FileRuntime, sessions
+from nasvit.runtimes.description import attach, description
 from nasvit.runtimes.onnx_file import write_onnx
+from nasvit.runtimes.predict import PREDICTABLE, predict_script
 
 IMAGES = 16
 """Random images on which file and torch are compared."""
@@ -78,7 +78,10 @@ def export(trained: Trained, *, runtime: FileRuntime, folder: Path, dynamic_batc
     else:
         target = runtime.export(module, example, folder / "model")
     about = describe(trained, runtime=runtime, dynamic_batch=dynamic_batch)
-    _attach(target, about)
+    try:
+        attach(target, about)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror}") from None
     parity = compare(module, target, runtime=runtime, shape=shape, dynamic_batch=dynamic_batch)
     if parity.relative_error > TOLERANCE and runtime.settings.get("precision", "fp32") == "fp32":
         raise MeasurementError(f"{target} does not compute what torch computes: the logits differ by {parity.relative_error:.2g} of their "
@@ -90,13 +93,10 @@ def export(trained: Trained, *, runtime: FileRuntime, folder: Path, dynamic_batc
 
 def describe(trained: Trained, *, runtime: FileRuntime, dynamic_batch: bool) -> dict[str, Any]:
     """What a user of the file must know: labels, preprocessing, and where it comes from."""
-    data, subject = trained.metrics["data"], trained.subject
-    return {"labels": data["class_names"], "image_size": list(trained.image_size), "channels": trained.in_channels, "mean": data["mean"],
-            "std": data["std"], "scale": "pixels / 255, then (x - mean) / std", "interpolation": "bicubic",
-            "crop": "resized to cover, centre", "input": "float32 (batch, channels, height, width)", "output": "logits (batch, labels)",
-            "batch": "any" if dynamic_batch else 1, "network": subject.label, "test_accuracy": trained.metrics.get("test_accuracy"),
-            "trained": trained.metrics.get("trained", "in full"), "runtime": runtime.name, "runtime_version": runtime.version(),
-            "settings": dict(runtime.settings), "nasvit": nasvit.__version__}
+    data = trained.metrics["data"]
+    return description(runtime, shape=(trained.in_channels, *trained.image_size), labels=data["class_names"], mean=data["mean"],
+                       std=data["std"], network=trained.subject.label, dynamic_batch=dynamic_batch,
+                       test_accuracy=trained.metrics.get("test_accuracy"), trained=trained.metrics.get("trained", "in full"))
 
 
 def _write_dynamic(module: torch.nn.Module, example: Tensor, target: Path, *, runtime: FileRuntime) -> None:
@@ -115,21 +115,6 @@ def _write_dynamic(module: torch.nn.Module, example: Tensor, target: Path, *, ru
 
         ov.save_model(ov.convert_model(str(plain)), str(target), compress_to_fp16=False)
         plain.unlink()
-
-
-def _attach(target: Path, about: dict[str, Any]) -> None:
-    """The description inside an ONNX file; beside any other, as FILE.json."""
-    text = json.dumps(about)
-    if target.suffix != ".onnx":
-        write_text(target.with_name(target.name + ".json"), json.dumps(about, indent=2) + "\n")
-        return
-    import onnx
-
-    model = onnx.load(str(target))
-    onnx.helper.set_model_props(model, {"nasvit": text, **{key: json.dumps(about[key]) for key in ("labels", "mean", "std", "image_size")}})
-    temporary = target.with_name("." + target.name)
-    onnx.save(model, str(temporary))
-    temporary.replace(target)
 
 
 def compare(module: torch.nn.Module, file: Path, *, runtime: FileRuntime, shape: tuple[int, ...], dynamic_batch: bool) -> Parity:

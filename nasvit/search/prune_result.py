@@ -7,6 +7,7 @@ module computes, and both forms of attention.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from nasvit.pruning.blocks import set_fused
 from nasvit.pruning.plan import Plan, PlanError
 from nasvit.pruning.to_timm import timm_arguments, to_timm
 from nasvit.runtimes import FileRuntime, make_runtime
+from nasvit.runtimes.description import attach, description
 from nasvit.runtimes.parity import BOUND, compare
+from nasvit.runtimes.predict import predict_script
+from nasvit.whole_file import whole
 
 FUSED = 1e-5
 """The largest difference of fused and written-out attention, relative to the largest logit (dense models: 1e-6)."""
@@ -28,22 +32,23 @@ INPUTS = 4
 """Random images that ONNX Runtime is compared on."""
 
 
-def write_result(module: nn.Module, folder: Path, *, shape: tuple[int, int, int]) -> dict[str, Any]:
+def write_result(module: nn.Module, folder: Path, *, shape: tuple[int, int, int], images: Mapping[str, Any]) -> dict[str, Any]:
     """Write the chosen network, and say what was found: fused (difference of both attentions), onnx and timm (file, or why there is none).
 
-    shape: (C, H, W). Raises RunError where the attentions disagree or the files do not give the network back.
+    shape: (C, H, W). images: labels, mean, std and what else is told to users of the ONNX file (`description`).
+    Raises RunError where the attentions disagree or the files do not give the network back.
     """
     module = module.cpu().eval()
-    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    fused = attentions_differ(module, images)
+    probe = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    fused = attentions_differ(module, probe)
     if not fused <= FUSED:
         raise RunError(f"the pruned network's fused and written-out attention differ by {fused:.1e} (at most {FUSED:.0e}); "
                        "nothing was written")
     arch, weights = files.save(module, folder)
     with torch.inference_mode():
-        if not torch.equal(files.load(arch, weights)(images), module(images)):
+        if not torch.equal(files.load(arch, weights)(probe), module(probe)):
             raise RunError(f"{weights} does not give back the network that was written; do not use it")
-    return {"fused": fused, "onnx": _onnx(module, folder, shape=shape), "timm": _timm(module, folder)}
+    return {"fused": fused, "onnx": _onnx(module, folder, shape=shape, about=images), "timm": _timm(module, folder)}
 
 
 def attentions_differ(module: nn.Module, images: Tensor) -> float:
@@ -56,8 +61,8 @@ def attentions_differ(module: nn.Module, images: Tensor) -> float:
     return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
 
 
-def _onnx(module: nn.Module, folder: Path, *, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Export, and compare ONNX Runtime with torch; a file that computes something else does not stay."""
+def _onnx(module: nn.Module, folder: Path, *, shape: tuple[int, int, int], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Export with a predict.py, and compare ONNX Runtime with torch; a file that computes something else does not stay."""
     runtime = make_runtime("onnxruntime")
     assert isinstance(runtime, FileRuntime)
     reason = runtime.missing()
@@ -75,6 +80,10 @@ def _onnx(module: nn.Module, folder: Path, *, shape: tuple[int, int, int]) -> di
         target.unlink()
         return {"file": None, "why": f"ONNX Runtime does not compute what torch computes: the logits differ by {found.worst:.1e} of their "
                                      f"size (at most {BOUND:.0e})"}
+    attach(target, description(runtime, shape=shape, **about))
+    if shape[0] in (1, 3):  # what an image file holds
+        with whole(folder / "predict.py") as temporary:
+            temporary.write_text(predict_script(runtime.name, file=target), encoding="utf-8")
     return {"file": target.name, "error": found.error, "unstable": found.unstable}
 
 

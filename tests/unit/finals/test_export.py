@@ -18,9 +18,9 @@ from nasvit.errors import ConfigError, MeasurementError
 from nasvit.finals import Subject, Trained
 from nasvit.finals import export as exporting
 from nasvit.finals.export import export, parse_runtime, run_file
-from nasvit.finals.predict import PREDICTABLE, predict_script
 from nasvit.models.build import build
 from nasvit.runtimes import FileRuntime
+from nasvit.runtimes.predict import PREDICTABLE, predict_script
 
 LABELS = [f"class {n}" for n in range(10)]
 

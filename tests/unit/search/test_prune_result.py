@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +24,7 @@ from nasvit.search.prune_result import write_result
 from tests.pruning_models import make, timm, wake
 
 SHAPE = (3, 32, 32)
+TOLD = {"labels": [str(n) for n in range(10)], "mean": [0.5] * 3, "std": [0.25] * 3, "network": "pruned"}
 IMAGES = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
 
 
@@ -38,7 +42,7 @@ def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn.Module, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = write_result(pruned, tmp_path, shape=SHAPE)
+    found = write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
     assert found["onnx"]["file"] == "model.onnx" and found["onnx"]["error"] <= 1e-5 and found["fused"] <= 1e-5
     session_ = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     with torch.no_grad():
@@ -46,6 +50,11 @@ def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn
         assert torch.equal(load(tmp_path / "arch.json", tmp_path / "model.safetensors")(IMAGES[:1]), truth)
     out = session_.run(None, {session_.get_inputs()[0].name: IMAGES[:1].numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(out), truth, atol=1e-5, rtol=1e-4)
+    about = json.loads(session_.get_modelmeta().custom_metadata_map["nasvit"])
+    assert {name: about[name] for name in TOLD} == TOLD and about["image_size"] == [32, 32]
+    Image.fromarray((IMAGES[0].permute(1, 2, 0).clamp(0, 1) * 255).byte().numpy()).save(tmp_path / "image.png")
+    done = subprocess.run([sys.executable, tmp_path / "predict.py", tmp_path / "image.png"], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 5 and "%" in done.stdout
 
 
 def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Module, tmp_path: Path,
@@ -58,19 +67,20 @@ def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Modu
         write(self, nn.Sequential(module, nn.Softmax(dim=1)), example, path)
 
     monkeypatch.setattr(OnnxRuntime, "write", wrong)
-    found = write_result(pruned, tmp_path, shape=SHAPE)["onnx"]
+    found = write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["onnx"]
     assert found["file"] is None and "does not compute what torch computes" in found["why"]
     assert not (tmp_path / "model.onnx").exists() and (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.usefixtures("no_onnx")
 def test_without_onnx_it_is_said_what_to_install(pruned: nn.Module, tmp_path: Path) -> None:
-    assert write_result(pruned, tmp_path, shape=SHAPE)["onnx"] == {"file": None, "why": "onnx is not installed; pip install 'nasvit[onnx]'"}
+    found = write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["onnx"]
+    assert found == {"file": None, "why": "onnx is not installed; pip install 'nasvit[onnx]'"}
 
 
 @pytest.mark.usefixtures("no_onnx")
 def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(pruned: nn.Module, tmp_path: Path) -> None:
-    assert write_result(pruned, tmp_path, shape=SHAPE)["timm"]["file"] == "timm.safetensors"
+    assert write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["timm"]["file"] == "timm.safetensors"
     given = json.loads((tmp_path / "timm.json").read_text())
     model = timm.create_model(given["name"], **given["arguments"]).eval()
     model.load_state_dict(load_file(tmp_path / "timm.safetensors"))
@@ -78,7 +88,7 @@ def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(
         torch.testing.assert_close(model(IMAGES), pruned(IMAGES), atol=2e-5, rtol=1e-4)
     dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
     fewer = slice_weights(dense, dense.plan.with_blocks(heads=2), {})
-    found = write_result(fewer, tmp_path / "fewer", shape=SHAPE)["timm"]
+    found = write_result(fewer, tmp_path / "fewer", shape=SHAPE, images=TOLD)["timm"]
     assert found["file"] is None and "are not the width" in found["why"] and not (tmp_path / "fewer" / "timm.json").exists()
 
 
@@ -88,7 +98,7 @@ def test_attentions_that_disagree_are_refused_before_anything_is_written(pruned:
     right = attention.forward
     attention.forward = lambda *given, **named: right(*given, **named) * (1.001 if attention.fused else 1.0)
     with pytest.raises(RunError, match="fused and written-out attention differ"):
-        write_result(pruned, tmp_path, shape=SHAPE)
+        write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
     assert not list(tmp_path.iterdir())
 
 
