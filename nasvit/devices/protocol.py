@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import median
 
 from nasvit.devices.stats import CALM, LatencyStats, check_times, disturbance, drift_of, overuse, slowness_of, summarise, summed
-from nasvit.devices.timing import REPEATS, Attempt, Repeat, Usage
+from nasvit.devices.timing import PAIRS, REPEATS, Attempt, Repeat, Usage
 from nasvit.errors import MeasurementError
 
 ATTEMPTS, ATTEMPTS_KEPT = 8, 2
@@ -17,8 +17,9 @@ MOST_S = 8.0
 """No further attempt after so many seconds of timing: slow networks, which a neighbour disturbs least, have fewer attempts."""
 PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """After each disturbed attempt: what disturbs a machine for a moment is over by then. So many in a row end the measurement."""
-NEEDED, NEEDED_LONG, LONG_S = 10, 5, 1.5
-"""Calm repeats of a figure, and of one whose attempts take longer than LONG_S; experiments/latency_truth.py shows how figures repeat."""
+NEEDED, NEEDED_FEW, NEEDED_LONG, LONG_S = 10, 15, 5, 1.5
+"""Calm repeats of a figure, of one whose repeats have under half of PAIRS, and of one whose attempts take longer than LONG_S;
+experiments/latency_truth.py shows how figures repeat."""
 
 
 def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, batch_size: int, fingerprint: str, noise: str = "fail",
@@ -54,7 +55,7 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
             kept.extend(one.repeats)
             usages.append(one.usage)
             calm = [r for r in kept if slowness_of(r, level_ms=level_ms or scale) <= CALM - 1]
-            if len(calm) >= (NEEDED_LONG if one.usage.wall_s > LONG_S else NEEDED):
+            if len(calm) >= _needed(one):
                 stats = figure(calm, summed(usages))
                 if stats.verdict == "stable":
                     return stats
@@ -79,3 +80,10 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
         f"no stable latency in {number} attempts: {best.verdict}, {best.note}; the best said {best.median_ms:.4g} ms "
         f"({best.ci_low_ms:.4g} to {best.ci_high_ms:.4g}), with the reference network {best.slowness:+.0%} slower than at calibration. "
         "End what else runs on the device, or accept such figures, each with its verdict, by ?noise=keep in the device")
+
+
+def _needed(attempt: Attempt) -> int:
+    """How many calm repeats like those of this attempt make a figure."""
+    if attempt.usage.wall_s > LONG_S:
+        return NEEDED_LONG
+    return NEEDED_FEW if len(attempt.repeats[0].candidate_ms) < PAIRS / 2 else NEEDED

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 REPEATS = 5
 PAIRS = 20
 LEAST_PAIRS = 2
-"""Pairs of a repeat: PAIRS where the total stays under LONGEST_S, fewer for slow networks."""
-SHORTEST_S, LONGEST_S = 0.35, 2.5
+"""Pairs of a repeat: PAIRS where they take at most LONGEST_S, fewer for slow networks, more for the fastest."""
+SHORTEST_S, LONGEST_S = 0.07, 0.12
+"""Of a repeat. The machine's mood changes over seconds, so that many short repeats tell more than few long ones: of a network of 17 ms the
+figures of 15 repeats of 6 pairs differ less than those of 10 repeats of 19, in half the time (experiments/LOG.md)."""
 ALONE, ALONE_WARM = 10, 2
 """Calls of the reference alone, and how many of them find the candidate's leavings in the caches."""
 REFERENCE_SHARE = 0.1
@@ -100,8 +102,8 @@ def plan(candidate_ms: float, reference_ms: float) -> tuple[int, int]:
     """(pairs of a repeat, reference calls beside each candidate call) for these speeds; both are above 0."""
     beside = min(20, max(1, round(REFERENCE_SHARE * candidate_ms / reference_ms)))
     pair_s = (candidate_ms + beside * reference_ms) / 1e3
-    seconds = min(max(SHORTEST_S, REPEATS * PAIRS * pair_s), LONGEST_S)
-    return min(4 * PAIRS, max(LEAST_PAIRS, int(seconds / REPEATS / pair_s))), beside
+    seconds = min(max(SHORTEST_S, PAIRS * pair_s), LONGEST_S)
+    return min(4 * PAIRS, max(LEAST_PAIRS, int(seconds / pair_s))), beside
 
 
 def sample(candidate: Call, reference: Call, *, clock: Clock, pairs: int, beside: int) -> Repeat:

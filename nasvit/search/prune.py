@@ -55,7 +55,7 @@ PROBES = "probes.json"
 """In the run directory: what each choice alone was measured to be worth."""
 AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
-NEAR, LAST = 0.97, 0.1
+NEAR, LAST = 0.98, 0.1
 """An interval that ends below this share of the target leaves time unused; the last trials (this share of the budget) look for it."""
 RECOVERY = (0.1, 0.3, 1.0)
 """Shares of the recovery's steps at the rungs behind the first, which trains nothing."""

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from nasvit.devices.protocol import ATTEMPTS, ATTEMPTS_KEPT, NEEDED, PAUSES_S, settle
+from nasvit.devices.protocol import ATTEMPTS, ATTEMPTS_KEPT, NEEDED, NEEDED_FEW, PAUSES_S, settle
 from nasvit.devices.stats import LatencyStats
-from nasvit.devices.timing import Attempt, Repeat, Usage
+from nasvit.devices.timing import PAIRS, Attempt, Repeat, Usage
 from nasvit.errors import MeasurementError
 
 
-def attempt(*ratios: float, waited_s: float = 0.0, cpu_s: float = 0.5, wall_s: float = 0.5, alone_ms: float = 1.0) -> Attempt:
-    groups = tuple(Repeat(candidate_ms=(r,) * 4, reference_ms=(1.0,) * 4, cpu_ms=(1.0,) * 4, alone_ms=(alone_ms,) * 4) for r in ratios)
+def attempt(*ratios: float, waited_s: float = 0.0, cpu_s: float = 0.5, wall_s: float = 0.5, alone_ms: float = 1.0,
+            pairs: int = PAIRS) -> Attempt:
+    groups = tuple(Repeat(candidate_ms=(r,) * pairs, reference_ms=(1.0,) * pairs, cpu_ms=(1.0,) * pairs, alone_ms=(alone_ms,) * 4)
+                   for r in ratios)
     return Attempt(groups, Usage(wall_s=wall_s, cpu_s=cpu_s, waited_s=waited_s, switches=0))
 
 
@@ -28,8 +30,10 @@ def settled(*attempts: Attempt, noise: str = "fail", pauses: list[float] | None 
                   sleep=(pauses if pauses is not None else []).append)
 
 
-def test_ten_calm_repeats_are_enough_and_five_of_a_slow_network() -> None:
+def test_ten_calm_repeats_are_enough_fifteen_short_ones_and_five_of_a_slow_network() -> None:
     pauses: list[float] = []
+    few = settled(attempt(1, 1.01, 0.99, 1, 1, pairs=6))
+    assert (few.attempts, few.repeats) == (3, NEEDED_FEW)
     one, long = settled(GOOD, pauses=pauses), settled(attempt(1, 1.01, 0.99, 1, 1, wall_s=2.5, cpu_s=2.5))
     assert (one.verdict, one.attempts, one.repeats, pauses) == ("stable", 2, NEEDED, [])
     assert (long.verdict, long.attempts, long.repeats) == ("stable", 1, 5)
