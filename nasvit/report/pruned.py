@@ -22,7 +22,7 @@ def pruned_section(run: Run) -> dict[str, Any] | None:
         if "pruned" in facts:
             rows += [{"what": "pruned", **_figures(facts["pruned"])}, *({
                 "what": sibling["name"], "accuracy": percent(sibling["accuracy"]), "latency": number(sibling["latency_ms"], unit="ms"),
-                "interval": _interval(sibling), "macs": "", "params": ""} for sibling in facts["siblings"])]
+                "interval": f"not measured: {sibling['why']}" if "why" in sibling else _interval(sibling), "macs": "", "params": ""} for sibling in facts["siblings"])]
             curve = [{"steps": point["steps"], "share": percent(point["share_of_dense"]), "accuracy": percent(point["accuracy"], digits=2)}
                      for point in facts["recovery"]]
             words = _words(facts)
@@ -47,5 +47,7 @@ def _words(facts: dict[str, Any]) -> str:
     faster = dense["latency"]["median_ms"] / pruned["latency"]["median_ms"]
     share = "" if target is None else f", {percent(pruned['of_target'], digits=0)} of the target of {number(target, unit='ms')}"
     loss = 100 * (pruned["accuracy"] - dense["accuracy"])
+    tested = "" if pruned.get("test_accuracy") is None else (f" On the {number(pruned['test_images'])} test images, at which nothing else "
+                                                              f"looked, it has {percent(pruned['test_accuracy'])}.")
     return (f"Remeasured after the search, the pruned model is {number(faster, digits=3)} times as fast as the dense one{share}, at "
-            f"{loss:+.1f} points of accuracy.")
+            f"{loss:+.1f} points of accuracy.{tested}")
