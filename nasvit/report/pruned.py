@@ -20,9 +20,7 @@ def pruned_section(run: Run) -> dict[str, Any] | None:
         dense = {"what": f"dense {facts['model']}", **_figures(facts["dense"])}
         rows, curve, words = [dense], [], ""
         if "pruned" in facts:
-            rows += [{"what": "pruned", **_figures(facts["pruned"])}, *({
-                "what": sibling["name"], "accuracy": percent(sibling["accuracy"]), "latency": number(sibling["latency_ms"], unit="ms"),
-                "interval": f"not measured: {sibling['why']}" if "why" in sibling else _interval(sibling), "macs": "", "params": ""} for sibling in facts["siblings"])]
+            rows += [{"what": "pruned", **_figures(facts["pruned"])}, *map(_sibling, facts["siblings"])]
             curve = [{"steps": point["steps"], "share": percent(point["share_of_dense"]), "accuracy": percent(point["accuracy"], digits=2)}
                      for point in facts["recovery"]]
             words = _words(facts)
@@ -36,6 +34,12 @@ def _figures(facts: dict[str, Any]) -> dict[str, str]:
     latency = facts["latency"]
     return {"accuracy": percent(facts["accuracy"], digits=2), "latency": number(latency["median_ms"], unit="ms"),
             "interval": _interval(latency), "macs": number(facts["macs_g"], unit="G"), "params": number(facts["params_m"], unit="M")}
+
+
+def _sibling(row: dict[str, Any]) -> dict[str, str]:
+    interval = f"not measured: {row['why']}" if "why" in row else _interval(row)
+    return {"what": row["name"], "accuracy": percent(row["accuracy"]), "latency": number(row["latency_ms"], unit="ms"),
+            "interval": interval, "macs": "", "params": ""}
 
 
 def _interval(latency: dict[str, float]) -> str:

@@ -19,7 +19,8 @@ FACTS: dict[str, Any] = {
     "pruned": {"latency": {"median_ms": 2.0, "ci_low_ms": 1.9, "ci_high_ms": 2.1}, "accuracy": 0.88, "macs_g": 0.5, "params_m": 3.0,
                "of_target": 0.95, "test_accuracy": 0.87, "test_images": 299},
     "recovery": [{"steps": 0, "share_of_dense": None, "accuracy": 0.8}],
-    "siblings": [{"name": "vit_small", "latency_ms": None, "ci_low_ms": None, "ci_high_ms": None, "accuracy": None, "why": "too slow to time"}],
+    "siblings": [{"name": "vit_small", "latency_ms": None, "ci_low_ms": None, "ci_high_ms": None, "accuracy": None,
+                  "why": "too slow to time"}],
     "verdict": {"dominated": None, "by": None, "text": "unknown"},
 }
 
