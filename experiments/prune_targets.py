@@ -3,8 +3,8 @@
     python experiments/prune_targets.py --out FILE.jsonl                 # 5 models x 4 targets x 2 seeds, resumable
     python experiments/prune_targets.py --out FILE.jsonl --table         # the table of what the file holds
 
-The dense models are trained for --steps on the digits first (kept beside FILE): a result is chosen by accuracy, and accuracies of an untrained
-model are chance. Recovery is off and no ONNX file is written, as a latency does not depend on them. Run it on a quiet machine.
+The dense models are trained for --steps on the digits first (kept beside FILE): a result is chosen by accuracy, and accuracies of an
+untrained model are chance. Recovery is off and no ONNX file is written, as a latency does not depend on them. Run it on a quiet machine.
 """
 
 from __future__ import annotations
