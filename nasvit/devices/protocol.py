@@ -17,7 +17,7 @@ MOST_S = 8.0
 """No further attempt after so many seconds of timing: slow networks, which a neighbour disturbs least, have fewer attempts."""
 PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """After each disturbed attempt: what disturbs a machine for a moment is over by then. So many in a row end the measurement."""
-NEEDED, NEEDED_FEW, NEEDED_LONG, LONG_S = 10, 15, 5, 1.5
+NEEDED, NEEDED_FEW, NEEDED_LONG, LONG_S = 10, 25, 5, 1.5
 """Calm repeats of a figure, of one whose repeats have under half of PAIRS, and of one whose attempts take longer than LONG_S;
 experiments/latency_truth.py shows how figures repeat."""
 
