@@ -36,7 +36,7 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
     usages: list[Usage] = []
     bad: list[LatencyStats] = []
     excess: str | None = None
-    number, spent_s = 0, 0.0
+    number, spent_s, needed = 0, 0.0, NEEDED
 
     def figure(repeats: Sequence[Repeat], usage: Usage) -> LatencyStats:
         return summarise(repeats, usage=usage, reference_ms=scale, batch_size=batch_size, fingerprint=fingerprint, threads=threads,
@@ -55,7 +55,8 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
             kept.extend(one.repeats)
             usages.append(one.usage)
             calm = [r for r in kept if slowness_of(r, level_ms=level_ms or scale) <= CALM - 1]
-            if len(calm) >= _needed(one):
+            needed = _needed(one)
+            if len(calm) >= needed:
                 stats = figure(calm, summed(usages))
                 if stats.verdict == "stable":
                     return stats
@@ -68,7 +69,7 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
                                "in this process")
     if kept:
         order = sorted(range(len(kept)), key=lambda i: slowness_of(kept[i], level_ms=scale))
-        calmest = sorted(order[: max(NEEDED, len(kept) // 2)])
+        calmest = sorted(order[: max(needed, len(kept) // 2)])
         best = figure([kept[i] for i in calmest], summed(usages))
         if len(kept) < NEEDED and len(bad) > 1:  # too few moments were good to be sure of them
             best = replace(best, verdict="noisy", note=f"{len(bad)} of {number} attempts were disturbed, the last: {bad[-1].note}")
