@@ -37,7 +37,7 @@ class Prepared:
     peak: Callable[[], float]
 
     def measure(self) -> LatencyStats:
-        """Latency of one inference: about 0.8 s up to 3 ms and a few seconds otherwise, up to eight attempts where it stays unstable.
+        """Latency of one inference: about a second up to 3 ms and three seconds otherwise, up to eight attempts where it stays unstable.
 
         Raises MeasurementError where it stays so (see `settle`), or the device gives an absurd figure.
         """
