@@ -17,15 +17,16 @@ from nasvit.results.correlation import Correlation, kendall_interval
 from nasvit.results.front import non_dominated, to_minimised
 
 _PREDICTED = ("predicted_ms", "predicted_low_ms", "predicted_high_ms")
-COLUMNS = ("id", "label", "origin", "trial", "proxy_accuracy", "test_accuracy", "val_accuracy", "final_accuracy", "search_latency_ms",
-           "ci_low_ms", "ci_high_ms", *_PREDICTED, "latency_ms", "verdict", "same_device", "inside", "on_search_front", "fell_off",
+COLUMNS = ("id", "label", "origin", "trial", "proxy_accuracy", "rung", "test_accuracy", "val_accuracy", "final_accuracy",
+           "search_latency_ms", "ci_low_ms", "ci_high_ms", *_PREDICTED, "latency_ms", "verdict", "same_device", "inside", "on_search_front", "fell_off",
            "params_m", "epochs", "seconds", "test_images")
 _SEED = 0  # of the bootstrap, so that a report says the same twice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """table: one row per full training, the most accurate first. tau: proxy against final accuracy over all of them, None for too few.
+    """table: one row per full training, the most accurate first. tau: proxy against final accuracy
+    over the pairs that the search trained to one rung (accuracies of two rungs do not compare), None for too few.
 
     predicted_ms: by the latency predictor after the run's other measurements, with its interval. final_accuracy is that of the test
     split where there is one, else the validation part's. fell_off: a point of the search's front that another
@@ -45,7 +46,8 @@ def verify(run: Run) -> Verified:
         table["fell_off"] = _fallen(table)
         table = table.sort_values("final_accuracy", ascending=False, kind="stable").reset_index(drop=True)
     known = table.dropna(subset=["proxy_accuracy", "final_accuracy"])
-    tau = kendall_interval(list(known["proxy_accuracy"]), list(known["final_accuracy"]), seed=_SEED)
+    tau = kendall_interval(list(known["proxy_accuracy"]), list(known["final_accuracy"]), seed=_SEED,
+                           groups=list(known["rung"]))
     return Verified(table=table, tau=tau)
 
 
@@ -66,7 +68,8 @@ def _row(metrics: Mapping[str, Any], run: Run, *, front: set[str]) -> dict[str, 
     now, low, high = _number(latency.get("median_ms")), _number(searched.get("ci_low_ms")), _number(searched.get("ci_high_ms"))
     origin = str(searched.get("origin") or "given")
     return {"id": str(metrics["id"]), "label": str(metrics.get("label") or metrics["id"]), "origin": origin, "trial": searched.get("trial"),
-            "proxy_accuracy": _number(searched.get("accuracy")), "test_accuracy": tested, "val_accuracy": checked,
+            "proxy_accuracy": _number(searched.get("accuracy")), "rung": searched.get("rung"),
+            "test_accuracy": tested, "val_accuracy": checked,
             "final_accuracy": checked if math.isnan(tested) else tested, "search_latency_ms": _number(searched.get("latency_ms")),
             "ci_low_ms": low, "ci_high_ms": high, **{name: _number(searched.get(name)) for name in _PREDICTED}, "latency_ms": now,
             "verdict": latency.get("verdict"), "same_device": same,

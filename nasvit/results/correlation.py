@@ -43,20 +43,24 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float:
     return _tau(_signs(np.asarray(a, dtype=float)), _signs(np.asarray(b, dtype=float)))
 
 
-def kendall_interval(a: Sequence[float], b: Sequence[float], *, seed: int) -> Correlation | None:
+def kendall_interval(a: Sequence[float], b: Sequence[float], *, seed: int, groups: Sequence[object] | None = None) -> Correlation | None:
     """tau-b with the percentile interval of DRAWS bootstrap samples of the networks; None for fewer than FEWEST, or a constant.
 
-    A network drawn twice is left out against itself: its tie is no information. At least as wide as Fisher's interval for tau (Fieller,
-    Hartley & Pearson 1957): where all pairs agree, every bootstrap sample does.
+    groups: where given, only networks of one group are compared with each other (those of others stand on another footing), and one
+    without a fellow does not count. A network drawn twice is left out against itself: its tie is no information. At least as wide as
+    Fisher's interval for tau (Fieller, Hartley & Pearson 1957): where all pairs agree, every bootstrap sample does.
     """
     n = len(a)
-    value = kendall(a, b) if n >= FEWEST else math.nan
+    first, second = _signs(np.asarray(a, dtype=float)), _signs(np.asarray(b, dtype=float))
+    if groups is not None:
+        alike = np.array([[one == other for other in groups] for one in groups], dtype=float).reshape(n, n)
+        first, second, n = first * alike, second * alike, int((alike.sum(axis=0) > 1).sum())
+    value = _tau(first, second) if n >= FEWEST else math.nan
     if not math.isfinite(value):
         return None
-    first, second = _signs(np.asarray(a, dtype=float)), _signs(np.asarray(b, dtype=float))
     rng, found = np.random.default_rng(seed), []
     for _ in range(DRAWS):
-        drawn = rng.integers(n, size=n)
+        drawn = rng.integers(len(a), size=len(a))
         pairs = np.ix_(drawn, drawn)
         tau = _tau(first[pairs], second[pairs])
         if math.isfinite(tau):

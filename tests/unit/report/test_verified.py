@@ -19,11 +19,12 @@ def path(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", trials=60, baselines=False)
 
 
-def final(path: Path, row: Any, *, accuracy: float, ms: float, origin: str = "search", fingerprint: str = FINGERPRINT) -> None:
+def final(path: Path, row: Any, *, accuracy: float, ms: float, origin: str = "search", fingerprint: str = FINGERPRINT,
+          rung: int = 3) -> None:
     """metrics.json as a full training of this front row leaves it."""
     folder = path / "train" / str(row["arch_id"])
     folder.mkdir(parents=True, exist_ok=True)
-    searched = {"origin": origin, "trial": int(row["trial"]), "accuracy": row["accuracy"], "latency_ms": row["latency_ms"],
+    searched = {"origin": origin, "trial": int(row["trial"]), "rung": rung, "accuracy": row["accuracy"], "latency_ms": row["latency_ms"],
                 "ci_low_ms": row["ci_low_ms"], "ci_high_ms": row["ci_high_ms"],
                 "predicted_ms": 1.25, "predicted_low_ms": 1.0, "predicted_high_ms": 1.5}
     (folder / "metrics.json").write_text(json.dumps({
@@ -49,6 +50,16 @@ def test_tau_is_one_where_the_order_holds_and_minus_one_where_it_is_reversed(pat
         assert verified.tau is not None and verified.tau.value == pytest.approx(sign) and verified.tau.n == len(front)
         assert verified.tau.low <= verified.tau.value <= verified.tau.high
         assert f"tau is {sign:.2f}" in verified_words(verified)
+
+
+def test_accuracies_of_two_rungs_are_not_compared(path: Path) -> None:
+    front = load(path).front.to_dict("records")
+    for n, row in enumerate(front):  # those trained longer in the search seem better there, and are worse in the end
+        early = n % 2
+        final(path, {**row, "accuracy": 0.3 + 0.4 * (not early) + 0.01 * n}, accuracy=0.5 + 0.3 * early + 0.01 * n, ms=1.0,
+              rung=1 if early else 3)
+    tau = verify(load(path)).tau
+    assert tau is not None and tau.value == 1.0 and tau.n == len(front)
 
 
 def test_no_test_split_is_claimed_where_there_was_none(path: Path) -> None:

@@ -62,3 +62,10 @@ def test_without_costs_it_is_spearmans_correlation() -> None:
     a, b = np.random.default_rng(4).normal(size=(2, 30))
     found = partial_correlation(a, b, [])
     assert found is not None and found.value == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_with_groups_only_their_own_pairs_count_and_one_alone_does_not() -> None:
+    a, b, groups = [1, 2, 3, 11, 12, 13, 0], [11, 12, 13, 1, 2, 3, 50], [1, 1, 1, 2, 2, 2, 3]
+    found = kendall_interval(a, b, seed=0, groups=groups)
+    assert kendall(a, b) < 0 and found is not None and found.value == 1.0 and found.n == 6
+    assert kendall_interval(a, b, seed=0, groups=range(7)) is None
