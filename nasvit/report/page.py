@@ -162,8 +162,8 @@ def verified_words(verified: Verified) -> str:
         lead += (f", {tested or 'none'} of them scored on a test split: the data of the others had none, so that their final accuracy is "
                  "that on the validation images by which they were chosen.")
     if tau is None:
-        held = (" Too few of those that the search trained equally long differ to say how far the short training ranks as the full one does "
-                "(Kendall's tau needs four).")
+        held = (" Too few of those that the search trained equally long differ to say how far the short training ranks as the full one "
+                "does (Kendall's tau needs four).")
     else:
         held = (f" Between the search's accuracy and the final one Kendall's tau is {tau.value:.2f} (90 % interval {tau.low:.2f} to "
                 f"{tau.high:.2f}, {tau.n} networks, each beside those that the search trained as long).")

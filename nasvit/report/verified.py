@@ -18,8 +18,8 @@ from nasvit.results.front import non_dominated, to_minimised
 
 _PREDICTED = ("predicted_ms", "predicted_low_ms", "predicted_high_ms")
 COLUMNS = ("id", "label", "origin", "trial", "proxy_accuracy", "rung", "test_accuracy", "val_accuracy", "final_accuracy",
-           "search_latency_ms", "ci_low_ms", "ci_high_ms", *_PREDICTED, "latency_ms", "verdict", "same_device", "inside", "on_search_front", "fell_off",
-           "params_m", "epochs", "seconds", "test_images")
+           "search_latency_ms", "ci_low_ms", "ci_high_ms", *_PREDICTED, "latency_ms", "verdict", "same_device", "inside",
+           "on_search_front", "fell_off", "params_m", "epochs", "seconds", "test_images")
 _SEED = 0  # of the bootstrap, so that a report says the same twice
 
 
