@@ -12,7 +12,7 @@ from typing import Any
 
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
-from nasvit.search.workers import open_workers
+from nasvit.search.workers import warmed
 
 HERE = Path(__file__).resolve().parent
 Row = tuple[str, Any]
@@ -32,9 +32,7 @@ def search(out: Path, evaluate: Callable[[Any], TrialRecord] | str, *, resume: b
     A resumed one has its workers started first, as `nasvit search --resume` has.
     """
     asked = experiment(**values)
-    workers = open_workers(asked) if resume else None
-    if workers is not None:
-        workers.warm()
+    workers = warmed(asked, out) if resume else None
     from nasvit.search import run
 
     if isinstance(evaluate, str):

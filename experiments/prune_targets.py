@@ -22,6 +22,7 @@ from nasvit.experiment import PruneExperiment
 from nasvit.named import make_named
 from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search.prune import prune
+from nasvit.whole_file import whole
 
 MODELS = (("deit_tiny_patch16_224", 96), ("deit_small_patch16_224", 64), ("swin_tiny_patch4_window7_224", 64), ("pvt_v2_b0", 64),
           ("vit_tiny_patch16_224", 128))
@@ -43,7 +44,8 @@ def dense(name: str, size: int, *, steps: int, folder: Path) -> Path:
         result = train(module, load("digits", seed=0, image_size=(size, size)), steps=steps, seed=0)
         print(f"{name}: {result.accuracy:.1%} after {steps} steps", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
+        with whole(path) as temporary:
+            save_file({key: value.contiguous() for key, value in module.state_dict().items()}, temporary)
     return path
 
 
@@ -53,7 +55,7 @@ def one(name: str, size: int, target: str, seed: int, *, weights: Path, device: 
         experiment = PruneExperiment(model=f"timm:{name}", checkpoint=str(weights), data="digits", device=device, image_size=(size, size),
                                      budget=budget, engine="inline", recover_epochs=0, target=target, seed=seed)
         begun = time.perf_counter()
-        row: dict[str, object] = {"model": name, "size": size, "target": target, "seed": seed}
+        row: dict[str, object] = {"model": name, "size": size, "target": target, "seed": seed, "budget": budget, "weights": weights.stem}
         try:
             facts = prune(experiment, out=Path(folder) / "run")
             summary = json.loads((Path(folder) / "run" / "summary.json").read_text())

@@ -123,10 +123,9 @@ def search(
     ready = None
     try:
         if resume:  # nothing is calibrated then, which workers that start would disturb: they import beside this process
-            from nasvit.search.workers import open_workers
+            from nasvit.search.workers import warmed
 
-            ready = open_workers(loaded)
-            ready.warm()
+            ready = warmed(loaded, place)
         from nasvit.commands.display import Display
         from nasvit.search import run
 

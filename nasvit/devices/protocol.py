@@ -17,8 +17,8 @@ MOST_S = 8.0
 """No further attempt after so many seconds of timing: slow networks, which a neighbour disturbs least, have fewer attempts."""
 PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """After each disturbed attempt: what disturbs a machine for a moment is over by then. So many in a row end the measurement."""
-NEEDED, NEEDED_FEW, NEEDED_LONG, LONG_S = 10, 25, 5, 1.5
-"""Calm repeats of a figure, of one whose repeats have under half of PAIRS, and of one whose attempts take longer than LONG_S;
+NEEDED, NEEDED_FEW, NEEDED_LONG, FEW_S = 10, 25, 5, 3.0
+"""Calm repeats of a figure; and of one whose repeats have under half of PAIRS: as many as FEW_S holds, from NEEDED_LONG to NEEDED_FEW.
 experiments/latency_truth.py shows how figures repeat."""
 
 
@@ -85,6 +85,6 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
 
 def _needed(attempt: Attempt) -> int:
     """How many calm repeats like those of this attempt make a figure."""
-    if attempt.usage.wall_s > LONG_S:
-        return NEEDED_LONG
-    return NEEDED_FEW if len(attempt.repeats[0].candidate_ms) < PAIRS / 2 else NEEDED
+    if len(attempt.repeats[0].candidate_ms) >= PAIRS / 2:
+        return NEEDED
+    return min(NEEDED_FEW, max(NEEDED_LONG, round(FEW_S * len(attempt.repeats) / attempt.usage.wall_s)))

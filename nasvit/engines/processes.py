@@ -26,7 +26,7 @@ from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits, OverLimit
 from nasvit.errors import ConfigError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-JOIN_SECONDS = 5.0
+JOIN_SECONDS, STARTED_SECONDS = 5.0, 5.0
 LOOK_SECONDS = 0.25
 """So often a function with limits is looked at."""
 
@@ -76,6 +76,12 @@ class ProcessEngine(Engine):
                 raise RuntimeError("the engine is shut down")
             self._jobs.put(_Job(told(fn), payload, future))
         return future
+
+    def warm(self, module: str) -> None:
+        super().warm(module)
+        end = time.monotonic() + STARTED_SECONDS
+        while len(self._running) < self.workers and time.monotonic() < end:
+            time.sleep(0.005)  # while processes start, the environment is theirs: the driver must not import torch with it
 
     def shutdown(self, *, cancel: bool) -> None:
         with self._lock:

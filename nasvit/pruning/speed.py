@@ -107,7 +107,8 @@ class Speed:
         self._missed = np.asarray(np.linalg.solve(_alike(known, known) + np.diag(noise**2), left))  # a Gaussian process around no miss
 
     def solver(self, *, aim_ms: Callable[[], float], steps: int) -> Callable[[Callable[[int], Plan]], int]:
-        """Finds the smallest strength of 1 to `steps` whose plan is predicted at `aim_ms()` or below (a plan is faster the stronger).
+        """Finds a strength of 1 to `steps` whose plan is predicted at `aim_ms()` or below, and the one before it above: the smallest where
+        plans are faster the stronger they are pruned, as they are but for what the terms miss.
 
         Raises OutOfReach where not even the strongest is, ArchError where the weakest is far below already.
         """

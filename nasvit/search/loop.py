@@ -64,7 +64,7 @@ class Loop:
                  evaluate: Callable[[Job], TrialRecord], records: Sequence[TrialRecord] = (),
                  on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None,
                  network: Callable[[TrialRecord], Any] = TrialRecord.network, scores: Scores | None = None,
-                 screen: Screen | None = None, due: Callable[[], Mapping[str, Any] | None] = lambda: None,
+                 screen: Screen | None = None, due: Callable[[int], Mapping[str, Any] | None] = lambda left: None,
                  settled: Callable[[TrialRecord], object] = lambda record: None) -> None:
         self.experiment, self.settings, self.engine, self.path = experiment, settings, engine, path
         self.evaluate, self.progress, self.on_record, self.network = evaluate, progress, on_record, network
@@ -133,9 +133,10 @@ class Loop:
             if self.queue:
                 self._fly(self.queue.popleft())
                 continue
-            if self.stopped or not new_trials or self.tally.counts.evaluated + self.rising >= self.experiment.budget:
+            left = self.experiment.budget - self.tally.counts.evaluated - self.rising
+            if self.stopped or not new_trials or left <= 0:
                 return
-            proposal = self.proposer.propose()
+            proposal = self.proposer.propose(left=left)
             if proposal is None:
                 self.stopped = "space exhausted"
                 return

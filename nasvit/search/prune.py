@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from nasvit.cost import count
 from nasvit.data import DataSet, load, load_test
 from nasvit.data.augment import Normaliser
 from nasvit.devices import Device, LatencyStats, open_device
-from nasvit.errors import ConfigError, DataError, MeasurementError, RunError
+from nasvit.errors import ConfigError, DataError, DeviceLostError, MeasurementError, RunError
 from nasvit.experiment import PruneExperiment, named_device, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning import files
@@ -55,8 +54,8 @@ PROBES = "probes.json"
 """In the run directory: what each choice alone was measured to be worth."""
 AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
-NEAR, LAST = 0.98, 0.1
-"""An interval that ends below this share of the target leaves time unused; the last trials (this share of the budget) look for it."""
+NEAR, LAST = 0.985, 0.1
+"""A plan below this share of what strengths are solved for leaves time unused; the last trials (this share of the budget) look for it."""
 RECOVERY = (0.1, 0.3, 1.0)
 """Shares of the recovery's steps at the rungs behind the first, which trains nothing."""
 RECIPE = {"lr": 2e-4, "warmup": 0.1, "distill_weight": 0.5}
@@ -218,10 +217,18 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     scores = _importance(experiment, start, folder=out / DENSE, resume=resume)
     space, speed = make_space(experiment, start, scores)
     env["space"]["size"] = space.size()
+    notes: tuple[str, ...] = (f"images are normalised {start.normalised}",)
     if start.target_ms is not None:
-        for plan, ms, half_width in _probed(space, start, scores, path=out / PROBES, resume=bool(before)):
+        asked, failed = _probed(space, start, scores, path=out / PROBES, resume=bool(before))
+        for plan, ms, half_width in asked:
             speed.observe(plan, ms, half_width=half_width)
+        notes += tuple(f"a probe could not be measured, so that the first plans are further from the target: {why}" for why in failed[:1])
     seen: list[TrialRecord] = []
+
+    def due(left: int) -> dict[str, Any] | None:
+        if start.target_ms is None or left > max(2, round(LAST * experiment.budget)):
+            return None
+        return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed))
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
                         versions=directory.versions(), fingerprint=device.fingerprint,
@@ -235,39 +242,45 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
             speed.observe(plan_of(record), stats.median_ms, half_width=stats.half_width)
 
     return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe,
-                 due=lambda: nearer(seen, budget=experiment.budget, limits=limits, images=images, target_ms=start.target_ms),
-                 notes=(f"images are normalised {start.normalised}",))
+                 due=due,
+                 notes=notes)
 
 
 def _probed(space: PruneSpace, start: Start, scores: Mapping[str, Tensor], *, path: Path,
-            resume: bool) -> list[tuple[Plan, float, float]]:
-    """The space's probes, each with milliseconds and the half width of their interval, measured once in a run.
-
-    They only steer: one that the device cannot measure is left out.
-    """
-    if resume:
-        known = directory.read_json(path).get("probes", [])
-        return [(Plan.from_dict(one["plan"]), float(one["ms"]), float(one["half_width"])) for one in known]
-    found = []
-    for plan in space.probes():
-        with suppress(MeasurementError):
+            resume: bool) -> tuple[list[tuple[Plan, float, float]], list[str]]:
+    """The space's probes, each with milliseconds and the half width of their interval, measured once in a run; and why others could not
+    be measured. They only steer, so the run goes on without; a device that is gone ends it."""
+    rows = directory.read_json(path).get("probes", []) if resume else []
+    for plan in () if resume else space.probes():
+        try:
             stats = start.device.measure(slice_weights(start.dense, plan, scores), input_shape=(1, *input_shape(start.dense.plan)))
-            found.append((plan, stats.median_ms, stats.half_width))
-    directory.write_json(path, {"probes": [{"plan": plan.to_dict(), "ms": ms, "half_width": half} for plan, ms, half in found]})
-    return found
+            rows.append({"plan": plan.to_dict(), "ms": stats.median_ms, "half_width": stats.half_width})
+        except DeviceLostError:
+            raise
+        except MeasurementError as error:
+            rows.append({"plan": plan.to_dict(), "why": str(error)})
+    if not resume:
+        directory.write_json(path, {"probes": rows})
+    return ([(Plan.from_dict(one["plan"]), float(one["ms"]), float(one["half_width"])) for one in rows if "why" not in one],
+            [str(one["why"]) for one in rows if "why" in one])
 
 
-def nearer(seen: Sequence[TrialRecord], *, budget: int, limits: Mapping[str, float], images: int,
-           target_ms: float | None) -> dict[str, Any] | None:
-    """Choices to solve for once more near the end of the budget: those of the plan that would be chosen, where it lies so far under the
-    target that less could be taken away. What was measured of it tells the solver how to come nearer. Else None."""
-    done = [] if target_ms is None else within(seen, limits=limits)
-    evaluated = sum(r.status == "complete" for r in latest(seen).values())
-    if not done or target_ms is None or evaluated < budget - max(2, round(LAST * budget)):
+def nearer(seen: Sequence[TrialRecord], *, limits: Mapping[str, float], images: int, target_ms: float,
+           aim_ms: float) -> dict[str, Any] | None:
+    """Choices to solve for once more: those of the plan that would be chosen, where it is so much faster than `aim_ms`, which strengths are
+    solved for, that less could be taken away. What was measured of it tells the solver how to come nearer. Else None."""
+    done = within(seen, limits=limits)
+    if not done:
         return None
     best = choose(done, images=images, target_ms=target_ms)
-    upper_ms = best.objectives["latency_ms"] if best.latency is None else float(best.latency["ci_high_ms"])
-    return {name: value for name, value in best.params.items() if name != "strength"} if upper_ms < NEAR * target_ms else None
+    if best.objectives["latency_ms"] >= NEAR * aim_ms:
+        return None
+    return _shape(best)
+
+
+def _aim(target_ms: float, speed: Speed) -> float:
+    """Where a plan's median should lie: the upper end of its interval is held against the target."""
+    return AIM * target_ms / (1 + speed.half_width)
 
 
 def _importance(experiment: PruneExperiment, start: Start, *, folder: Path, resume: bool) -> dict[str, Tensor]:
@@ -283,12 +296,12 @@ def _importance(experiment: PruneExperiment, start: Start, *, folder: Path, resu
 
 
 def make_space(experiment: PruneExperiment, start: Start, scores: Mapping[str, Tensor]) -> tuple[PruneSpace, Speed]:
-    """The space, and what it knows of speed. The upper end of an interval is held against the target, so the median has to lie below it."""
+    """The space, and what it knows of speed."""
     layout = start.dense.layout
     matter = [float(sum(scores[g].sum() for g in (f"heads.{i}", f"mlp.{i}") if g in scores)) for i in range(len(layout.blocks))]
     speed = Speed(start.dense.plan, layout=layout, dense_ms=float(start.latency["median_ms"]))
     target = start.target_ms
-    solve = None if target is None else speed.solver(aim_ms=lambda: AIM * target / (1 + speed.half_width), steps=STRENGTHS)
+    solve = None if target is None else speed.solver(aim_ms=lambda: _aim(target, speed), steps=STRENGTHS)
     order = sorted(range(len(matter)), key=matter.__getitem__)
     space = PruneSpace(start.dense.plan, layout=layout, choices=experiment.choices, order=order, solve=solve)
     return space, speed
@@ -348,12 +361,21 @@ def within(records: Sequence[TrialRecord], *, limits: Mapping[str, float]) -> li
 def choose(done: list[TrialRecord], *, images: int, target_ms: float | None) -> TrialRecord:
     """The most accurate plan, the faster of two equals. With a target, what is within one standard error of the best (of an accuracy on so
     many images) counts as equal, and of those the one that was recovered longest and then the slowest is taken: time that the target
-    leaves is better spent on what would be pruned."""
+    leaves is better spent on what would be pruned. Last, a slower plan of the same shape keeps all that this one keeps and more: it is
+    taken unless it was seen to be worse by two standard errors."""
     if target_ms is None:
         return max(done, key=lambda r: (r.objectives["accuracy"], -r.objectives["latency_ms"]))
     best = max(r.objectives["accuracy"] for r in done)
     least = best - math.sqrt(best * (1 - best) / images)
-    return max((r for r in done if r.objectives["accuracy"] >= least), key=lambda r: (r.rung, r.objectives["latency_ms"]))
+    found = max((r for r in done if r.objectives["accuracy"] >= least), key=lambda r: (r.rung, r.objectives["latency_ms"]))
+    enough = found.objectives["accuracy"] - 2 * (best - least)
+    more = (r for r in done if r.rung >= found.rung and _shape(r) == _shape(found) and r.objectives["accuracy"] >= enough)
+    return max(more, key=lambda r: r.objectives["latency_ms"])
+
+
+def _shape(record: TrialRecord) -> dict[str, Any]:
+    """What a trial chose: all its parameters but the strength."""
+    return {name: value for name, value in record.params.items() if name != "strength"}
 
 
 def _recovery(records: list[TrialRecord], chosen: TrialRecord, experiment: PruneExperiment, *, settings: Settings) -> list[dict[str, Any]]:

@@ -28,6 +28,8 @@ from nasvit.whole_file import whole
 
 FUSED = 1e-5
 """The largest difference of fused and written-out attention, relative to the largest logit (dense models: 1e-6)."""
+OTHERS = ("model.onnx", "predict.py", "timm.safetensors", "timm.json")
+"""What may stand in the folder beside the network's own two files."""
 INPUTS = 4
 """Random images that ONNX Runtime is compared on."""
 
@@ -44,6 +46,8 @@ def write_result(module: nn.Module, folder: Path, *, shape: tuple[int, int, int]
     if not fused <= FUSED:
         raise RunError(f"the pruned network's fused and written-out attention differ by {fused:.1e} (at most {FUSED:.0e}); "
                        "nothing was written")
+    for name in OTHERS:  # of another result, before a resume
+        (folder / name).unlink(missing_ok=True)
     arch, weights = files.save(module, folder)
     with torch.inference_mode():
         if not torch.equal(files.load(arch, weights)(probe), module(probe)):
@@ -71,16 +75,16 @@ def _onnx(module: nn.Module, folder: Path, *, shape: tuple[int, int, int], about
     target = folder / f"model{runtime.suffix}"
     try:
         target = runtime.export(module, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), folder / "model")
+        attach(target, description(runtime, shape=shape, **about))
         found = compare(module, runtime=runtime, shape=(1, *shape), inputs=INPUTS, seed=1,
                         ready=lambda images: runtime.run_file(target, [image.numpy() for image in images], threads=1))
-    except MeasurementError as error:
+    except (MeasurementError, OSError) as error:
         target.unlink(missing_ok=True)
         return {"file": None, "why": str(error)}
     if not found.agrees:
         target.unlink()
         return {"file": None, "why": f"ONNX Runtime does not compute what torch computes: the logits differ by {found.worst:.1e} of their "
                                      f"size (at most {BOUND:.0e})"}
-    attach(target, description(runtime, shape=shape, **about))
     if shape[0] in (1, 3):  # what an image file holds
         with whole(folder / "predict.py") as temporary:
             temporary.write_text(predict_script(runtime.name, file=target), encoding="utf-8")

@@ -40,7 +40,7 @@ class Bound:
     """An experiment with its space bound to its data and its device calibrated; nothing in it is left to choose.
 
     drifted: what differs from earlier sessions. network: from a record to what its trial was built from. observe: hears every record.
-    due: choices to be tried before the sampler is asked, None where there are none.
+    due: as the Proposer's.
     notes: what the user must know of the space.
     """
 
@@ -51,7 +51,7 @@ class Bound:
     drifted: tuple[str, ...] = ()
     network: Callable[[TrialRecord], Any] = TrialRecord.network
     observe: Callable[[TrialRecord], object] = lambda record: None
-    due: Callable[[], Mapping[str, Any] | None] = lambda: None
+    due: Callable[[int], Mapping[str, Any] | None] = lambda left: None
     notes: tuple[str, ...] = ()
 
 

@@ -5,8 +5,10 @@ Light to import, because workers of a resumed run are warmed while the driver it
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from nasvit.engines import Engine, JobLimits, machine_mb, make_engine, resident_mb
 from nasvit.experiment import Experiment
@@ -45,6 +47,21 @@ def open_workers(experiment: Experiment) -> Workers:
         return Workers(engine=make_engine(experiment.engine, workers=experiment.workers, limits=limits))
     engine = make_engine("ray", workers=experiment.workers, limits=limits, address=experiment.ray_address, gpus=experiment.gpus_per_worker)
     return Workers(engine=engine, measuring=make_engine("processes", workers=1, limits=limits) if engine.elsewhere else None)
+
+
+def warmed(experiment: Experiment, out: Path) -> Workers | None:
+    """Workers that import what they need while the driver imports, for a run that can be resumed; None for a directory that holds no run,
+    or in which another search works, whose measurements they would disturb."""
+    try:
+        with (out / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    if not (out / "env.json").is_file():
+        return None
+    workers = open_workers(experiment)
+    workers.warm()
+    return workers
 
 
 def job_limits(experiment: Experiment) -> JobLimits:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
+from nasvit.engines import parcels
 from nasvit.errors import TrainingError
 
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def knows_after(seconds: float, module: str) -> bool:
+    time.sleep(seconds)
+    return module in sys.modules
+
+
+def parcel(name: str) -> object:
+    return parcels.fetched(name)
 
 
 def sleep_then(seconds: float, value: object) -> object:

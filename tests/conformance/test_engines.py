@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nasvit.engines import ENGINES, Engine, JobLimits, OverLimitError, WorkerError, make_engine
+from nasvit.engines.ray import RayEngine
 from nasvit.errors import ConfigError, TrainingError
 from tests.conformance import engine_tasks as tasks
 
@@ -37,6 +38,27 @@ def apart(engine: Engine) -> Engine:
 
 def test_a_future_holds_the_result(engine: Engine) -> None:
     assert [f.result(LIMIT) for f in [engine.submit(tasks.add, i, 1) for i in range(10)]] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_warmed_worker_has_the_module_before_a_job_asks_for_it(name: str) -> None:
+    with make_engine(name, workers=2) as engine:
+        engine.warm("colorsys")
+        futures = [engine.submit(tasks.knows_after, 0.3, "colorsys") for _ in range(4)]  # long enough for both workers to have some
+        assert all(future.result(LIMIT) for future in futures)
+
+
+def test_a_module_that_cannot_be_imported_fails_no_job(engine: Engine) -> None:
+    engine.warm("nasvit.no_such_module")
+    assert engine.submit(tasks.add, 1, 1).result(LIMIT) == 2
+
+
+def test_what_is_sent_after_the_workers_began_reaches_them(engine: Engine) -> None:
+    if not isinstance(engine, RayEngine):
+        pytest.skip("workers of this machine need no parcels")
+    assert engine.submit(tasks.parcel, "late").result(LIMIT) is None
+    engine.send("late", [1, 2])
+    assert engine.submit(tasks.parcel, "late").result(LIMIT) == [1, 2]
 
 
 def test_an_exception_keeps_its_type_and_text(engine: Engine) -> None:

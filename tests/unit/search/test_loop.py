@@ -192,3 +192,12 @@ def test_a_full_disk_in_a_worker_ends_the_search_and_blames_no_trial(tmp_path: P
     assert {r.trial for r in read(tmp_path / "records.jsonl")} == {0, 1, 2}
     again = make_loop(tmp_path, budget=10, records=read(tmp_path / "records.jsonl"))
     assert again.run() == "budget" and counts(again.records).evaluated == 10
+
+
+@pytest.mark.parametrize("workers", [1, 2, 6])
+def test_what_is_due_is_asked_with_the_proposals_still_to_come_however_many_workers_there_are(workers: int, tmp_path: Path) -> None:
+    asked: list[int] = []
+    engine = Inline()
+    engine.workers = workers
+    make_loop(tmp_path, engine=engine, due=asked.append).run()
+    assert asked == list(range(12, 0, -1))

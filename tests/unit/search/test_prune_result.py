@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nasvit.data import load as load_data
-from nasvit.errors import RunError
+from nasvit.errors import DeviceLostError, MeasurementError, RunError
 from nasvit.pruning import load, prepare, slice_weights, uniform
+from nasvit.pruning.space import PruneSpace
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search import prune as session
@@ -155,14 +158,51 @@ def timed(trial: int, *, accuracy: float, upper_ms: float, **params: float) -> T
 def test_the_last_trials_come_back_to_the_best_plan_where_it_leaves_time_unused() -> None:
     limits = {"latency_ms": 10.0}
 
-    def asked(seen: list[TrialRecord], *, budget: int = 4, target_ms: float | None = 10.0) -> object:
-        return session.nearer(seen, budget=budget, limits=limits, images=100, target_ms=target_ms)
+    def asked(*seen: TrialRecord) -> object:
+        return session.nearer(seen, limits=limits, images=100, target_ms=10.0, aim_ms=9.3)
 
     best = timed(0, accuracy=0.9, upper_ms=9.0, heads=0.5, strength=80)
     worse = timed(1, accuracy=0.2, upper_ms=9.9, heads=1.0, strength=9)
-    assert asked([best, worse]) == {"heads": 0.5}
-    assert asked([best]) is None  # there is budget left to look elsewhere
-    assert asked([best, worse], target_ms=None) is None and asked([]) is None
+    assert asked(best, worse) == {"heads": 0.5} and asked() is None
     over = replace(best, objectives={**best.objectives, "latency_ms": 9.9}, latency={**best.latency, "ci_high_ms": 10.4})
-    assert asked([over, worse]) is None  # what is over the target is never chosen, and the other uses the time
-    assert asked([timed(0, accuracy=0.9, upper_ms=9.8, heads=0.5, strength=80), worse]) is None
+    assert asked(over, worse) is None  # what is over the target is never chosen, and the other uses the time
+    assert asked(timed(0, accuracy=0.9, upper_ms=9.8, heads=0.5, strength=80), worse) is None
+
+
+def test_a_slower_plan_of_the_chosen_shape_is_taken_unless_it_is_plainly_worse() -> None:
+    fast = timed(0, accuracy=0.9, upper_ms=9.0, heads=0.5, strength=80)
+
+    def chosen(accuracy: float, **params: float) -> int:
+        done = [fast, timed(1, accuracy=accuracy, upper_ms=9.8, **params)]
+        return session.choose(done, images=100, target_ms=10.0).trial
+
+    assert chosen(0.86, heads=0.5, strength=70) == 1  # a standard error is 0.03
+    assert chosen(0.83, heads=0.5, strength=70) == 0
+    assert chosen(0.86, heads=1.0, strength=70) == 0  # another shape is no superset
+
+
+def test_probes_are_measured_once_those_that_fail_are_named_and_a_lost_device_ends_the_run(tmp_path: Path) -> None:
+    dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("mlp", "depth"), order=range(len(dense.plan.blocks)))
+    answers: list[Any] = [SimpleNamespace(median_ms=2.0, half_width=0.05), MeasurementError("too noisy")]
+
+    def measure(module: nn.Module, *, input_shape: tuple[int, ...]) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    start: Any = SimpleNamespace(dense=dense, device=SimpleNamespace(measure=measure))
+    first = session._probed(space, start, {}, path=tmp_path / "probes.json", resume=False)
+    assert first == ([(space.probes()[0], 2.0, 0.05)], ["too noisy"]) and not answers
+    assert session._probed(space, start, {}, path=tmp_path / "probes.json", resume=True) == first  # read, not measured
+    answers.append(DeviceLostError("gone"))
+    with pytest.raises(DeviceLostError):
+        session._probed(space, start, {}, path=tmp_path / "probes.json", resume=False)
+
+
+def test_files_of_an_earlier_result_do_not_stay(pruned: nn.Module, tmp_path: Path, no_onnx: None) -> None:
+    for name in ("model.onnx", "predict.py"):
+        (tmp_path / name).write_text("of another network")
+    write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
+    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "predict.py").exists()
