@@ -2,21 +2,28 @@
 
 The driver never waits for the storage: a thread of its own writes. A storage that is lost does not stop the search: that is told once, and
 what it misses is written when it is back, at the latest by the next session.
+
+Optuna changes no finished trial, but the end of a search lets some rise again. What such a trial was at its lower rungs then stands as
+pruned, and the complete trials of the study are those of the records, each once.
 """
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import quote, quote_plus
 
 import optuna
 from optuna.trial import FixedTrial
+from sqlalchemy import column, literal_column, select, table, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from nasvit.errors import ArchError, ConfigError
+from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.rebuilt import ARCH, TRIAL, create_study, frozen
 from nasvit.search.study import Space
@@ -25,7 +32,12 @@ RETRY_SECONDS = 30.0
 END_SECONDS = 10.0
 """So long the end of a search waits for what is not written yet."""
 ACCEPTED = ("an Optuna storage URL, such as sqlite:///watch.db, postgresql+psycopg://user:password@host/database or "
-            "mysql+pymysql://user:password@host/database (with the driver installed)")
+            "mysql+pymysql://user:password@host/database")
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mariadb": "pymysql"}
+"""What `pip install` gives each kind of database a driver, both in the extra `storage`."""
+
+SECRET = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
+"""Options of a URL whose values no message shows."""
 
 
 class Mirror:
@@ -71,14 +83,13 @@ class Mirror:
         """The run's study, made where there is none. What it has already is not written again."""
         try:
             study = create_study(self._objectives, storage=self._storage, study_name=self._name, load_if_exists=True)
-            self._there = {(int(t.user_attrs[TRIAL]), int(t.user_attrs["rung"])): str(t.user_attrs[ARCH])
-                           for t in study.get_trials(deepcopy=False)}
+            self._there = _entries(study)
         except Exception as error:  # drivers of databases raise what they like
             raise ConfigError(f"the storage {hidden(self._url)} cannot hold the study {self._name!r}: {self._words(error)}") from error
         if self._there and not known:
             raise ConfigError(f"the storage has trials of a study {self._name!r} already; choose another --out, or delete that study")
         foreign = [n for (n, _), arch in self._there.items() if n in known and known[n].arch_id != arch]
-        if foreign or list(study.directions) != list(create_study(self._objectives).directions):
+        if foreign or [d.name.lower() for d in study.directions] != [objective(name).direction for name in self._objectives]:
             raise ConfigError(f"the study {self._name!r} of the storage is another run's; choose another --out, or delete that study")
         return study
 
@@ -91,12 +102,16 @@ class Mirror:
             self._back()
 
     def _entered(self, record: TrialRecord) -> bool:
-        if (record.trial, record.rung) in self._there:
-            return True
-        asked = FixedTrial(record.params)
         try:
+            if self.lost is not None:  # what was being written when it was lost may have arrived
+                self._there = _entries(self._study)
+            if (record.trial, record.rung) in self._there:
+                return True
+            asked = FixedTrial(record.params)
             self._space.suggest(asked)
             trial = frozen(record, self._objectives, distributions=asked.distributions)
+            if any(number == record.trial for number, _ in self._there):
+                self._superseded(record.trial)
             self._study.add_trial(trial)
         except (ValueError, ArchError) as error:  # it will never go in
             self._told(f"the storage cannot hold trial {record.trial}: {self._words(error)}")
@@ -109,6 +124,16 @@ class Mirror:
         self._there[record.trial, record.rung] = record.arch_id
         return True
 
+    def _superseded(self, number: int) -> None:
+        """What the storage has of this trial is from lower rungs: pruned. By SQL, because Optuna changes no finished trial."""
+        trials, said = table("trials", column("trial_id"), column("study_id"), column("state")), table(
+            "trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
+        of_trial = select(said.c.trial_id).where(said.c.key == TRIAL, said.c.value_json == str(number))
+        study = self._storage.get_study_id_from_name(self._name)
+        with self._storage.engine.begin() as connection:
+            connection.execute(update(trials).where(trials.c.study_id == study, trials.c.trial_id.in_(of_trial))
+                               .values(state=literal_column("'PRUNED'")))
+
     def _back(self) -> None:
         if self.lost is not None:
             self.lost = None
@@ -119,25 +144,50 @@ class Mirror:
 
 
 def hidden(url: str) -> str:
-    """The URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    """The URL without its password, and without its options, of which one may be a password."""
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
-def words(error: Exception, *, url: str) -> str:
-    """The error in a line, without the URL's password."""
-    text, password = str(error).strip() or "no reason given", make_url(url).password
+def words(error: BaseException, *, url: str) -> str:
+    """The error in a line, without what the URL holds of passwords. A database's own words, not what Optuna makes of them."""
+    while error.__cause__ is not None and not isinstance(error, DBAPIError):
+        error = error.__cause__
+    text = str(error).strip() or "no reason given"
     line = f"{type(error).__name__}: {text.splitlines()[0]}"
-    return (line.replace(str(password), "***") if password else line)[:300]
+    for secret in _secrets(url):
+        line = line.replace(secret, "***")
+    return line[:300]
+
+
+def _secrets(url: str) -> list[str]:
+    """What no message may show, as it is and as it stands in the URL; the longest first."""
+    known = make_url(url)
+    options = [value for name, values in known.normalized_query.items() for value in values if SECRET.search(name)]
+    plain = [str(known.password)] if known.password else []
+    return sorted({form for text in (*plain, *options) for form in (text, quote(text, safe=""), quote_plus(text)) if form}, key=len,
+                  reverse=True)
+
+
+def _entries(study: optuna.Study) -> dict[tuple[int, int], str]:
+    """What the storage has: the network of each (trial, rung)."""
+    return {(int(t.user_attrs[TRIAL]), int(t.user_attrs["rung"])): str(t.user_attrs[ARCH]) for t in study.get_trials(deepcopy=False)}
 
 
 def _opened(url: str) -> optuna.storages.RDBStorage:
     try:
-        make_url(url)
+        given = make_url(url)
     except ArgumentError:
         raise ConfigError(f"--storage takes {ACCEPTED}") from None  # without the text: it may hold a password
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.storages.RDBStorage(url)
+            # a connection that the server or a firewall has closed meanwhile is made anew before it is used
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        driver = DRIVERS.get(given.get_backend_name())
+        what = (f"pip install '{driver}' (or nasvit's extra `storage`), and write the URL as in --storage's examples" if driver else
+                "install the Python driver of this database")
+        raise ConfigError(f"the storage {hidden(url)} cannot be opened, its Python driver is missing ({words(error, url=url)}): {what}; "
+                          f"--storage takes {ACCEPTED}") from error
     except Exception as error:  # drivers of databases raise what they like
         raise ConfigError(f"the storage {hidden(url)} cannot be opened: {words(error, url=url)}; --storage takes {ACCEPTED}") from error

@@ -30,6 +30,7 @@ TRIAL, ARCH = "trial", "arch_id"
 def create_study(names: Sequence[str], *, storage: optuna.storages.BaseStorage | None = None, study_name: str = "nasvit",
                  load_if_exists: bool = False) -> optuna.Study:
     """An empty study with these objectives (in memory without a storage)."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would write into the search's display
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(directions=[objective(name).direction for name in names], storage=storage, study_name=study_name,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,58 @@ def test_a_resumed_run_writes_what_is_missing_and_nothing_twice(tmp_path: Path) 
     with opened(tmp_path / "watch.db", records=(trial(0), trial(1), trial(1, rung=2))) as copy:
         copy.add(trial(1, rung=2))
     assert [(t.user_attrs["trial"], t.user_attrs["rung"]) for t in trials(tmp_path / "watch.db")] == [(0, 1), (1, 2)]
+
+
+def test_a_trial_that_rises_once_more_is_complete_at_its_highest_rung_alone(tmp_path: Path) -> None:
+    with opened(tmp_path / "watch.db") as copy:
+        copy.add(trial(0))
+        copy.add(trial(1))
+        copy.add(trial(1, rung=2))
+    with opened(tmp_path / "watch.db", records=(trial(0), trial(1), trial(1, rung=2))) as copy:
+        copy.add(trial(1, rung=3, accuracy=0.75))
+    assert [(t.user_attrs["trial"], t.user_attrs["rung"], t.state.name) for t in trials(tmp_path / "watch.db")] == [
+        (0, 1, "COMPLETE"), (1, 1, "PRUNED"), (1, 2, "PRUNED"), (1, 3, "COMPLETE")]
+    with opened(tmp_path / "watch.db", name="other") as copy:  # another run's trial of this number is another trial
+        copy.add(trial(0))
+        copy.add(trial(0, rung=2))
+    assert [t.state.name for t in trials(tmp_path / "watch.db")] == ["COMPLETE", "PRUNED", "PRUNED", "COMPLETE"]
+
+
+def test_what_arrived_though_the_answer_was_lost_is_not_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "RETRY_SECONDS", 0.01)
+    true, calls = optuna.Study.add_trial, []
+
+    def add_trial(study: optuna.Study, frozen: optuna.trial.FrozenTrial) -> None:
+        true(study, frozen)
+        calls.append(frozen)
+        if len(calls) == 1:
+            raise RuntimeError("Optuna's words") from ConnectionError("closed after the commit")
+
+    told: list[str] = []
+    monkeypatch.setattr(optuna.Study, "add_trial", add_trial)
+    with opened(tmp_path / "watch.db", told) as copy:
+        copy.add(trial(0))
+        copy.add(trial(1))
+        while len(calls) < 2:
+            threading.Event().wait(0.01)
+    assert [t.user_attrs["trial"] for t in trials(tmp_path / "watch.db")] == [0, 1]
+    assert "ConnectionError: closed after the commit" in told[0] and "Optuna" not in told[0] and told[1:] == ["the storage is back"]
+
+
+@pytest.mark.parametrize(("url", "module", "package"), [("postgresql+psycopg2://user:s3cret@host/db", "psycopg2", "psycopg[binary]"),
+                                                        ("mysql+pymysql://user:s3cret@host/db", "pymysql", "pymysql")])
+def test_a_missing_driver_is_named_with_what_to_install(url: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError) as error:
+        Mirror(url, name="run", objectives=NAMES, space=SmallSpace())
+    assert f"pip install '{package}'" in str(error.value) and module in str(error.value) and "s3cret" not in str(error.value)
+
+
+def test_a_password_among_the_options_of_a_url_is_in_no_message() -> None:
+    url = "sqlite:////no/such/watch.db?password=s3cret%2Fword&uri=x"
+    assert mirror.hidden(url) == "sqlite:////no/such/watch.db"
+    shown = [mirror.words(ValueError(text), url=url) for text in ("about s3cret/word", "about s3cret%2Fword")]
+    assert shown == ["ValueError: about ***"] * 2
 
 
 def test_another_runs_study_is_refused_before_anything_is_written(tmp_path: Path) -> None:
