@@ -100,21 +100,21 @@ class Judge:
         if running is not None and len(running):
             self.points = np.vstack([points, self.expected(running)])
         self.goal: Goal | None = None
+        self._last: dict[int, tuple[tuple[object, ...], tuple[Array, Array]]] = {}
 
     def with_quality(self, process: GaussianProcess, *, running: Batch) -> Judge:
         """A judge with the same goal whose quality is modelled by another process."""
         assert self.quality is not None
         other = copy(self)
         other.modelled = {**self.modelled, self.quality: Modelled(process=process, warp=self.modelled[self.quality].warp)}
-        other.given = running.x if len(running) else None
+        other.given, other._last = running.x if len(running) else None, {}
         return other
 
     def expected(self, batch: Batch) -> Array:
         """(c, m) what is known or predicted, in the objectives' units."""
         values = batch.known.copy()
         for j, model in self.modelled.items():
-            mean, _ = batch.predict(j, model.process, given=None)
-            values[:, j] = model.warp.back(mean, batch.guess[:, j])
+            values[:, j] = model.warp.back(batch.mean(j, model.process), batch.guess[:, j])
         return values
 
     def aim(self, batch: Batch) -> None:
@@ -129,7 +129,7 @@ class Judge:
         if self.quality is not None and len(batch):
             q = self.quality
             model = self.modelled[q]
-            mean, deviation = batch.predict(q, model.process, given=self.given)
+            mean, deviation = self._predicted(q, batch)
             best = mean - deviation < model.warp.forward(np.full(len(batch), low[q]), batch.guess[:, q])
             best &= self._kept(batch) > 0.5
             if best.any():
@@ -144,6 +144,13 @@ class Judge:
         self.points = np.vstack([self.points, self.expected(batch)])
         self.given = batch.x if self.given is None else np.vstack([self.given, batch.x])
         self.goal = Goal.of(self.points, reference=self.goal.reference)
+
+    def _predicted(self, j: int, batch: Batch) -> tuple[Array, Array]:
+        """Mean and deviation (c,), which several ask of the same batch one after the other."""
+        of = (batch, self.modelled[j].process, self.given)
+        if j not in self._last or any(a is not b for a, b in zip(self._last[j][0], of, strict=True)):
+            self._last[j] = of, batch.predict(j, self.modelled[j].process, given=self.given)
+        return self._last[j][1]
 
     def shortlist(self, batch: Batch, *, open_: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Indices of the candidates worth an exact look, among those that are open."""
@@ -162,7 +169,7 @@ class Judge:
         level = np.full(len(batch), goal.reference[q])
         for member in goal.front[np.argsort(-goal.front[:, q])]:
             level[np.all(costs >= member[others], axis=1)] = member[q]
-        mean, deviation = batch.predict(q, model.process, given=self.given)
+        mean, deviation = self._predicted(q, batch)
         u = (model.warp.forward(level, batch.guess[:, q]) - mean) / deviation
         depth = deviation * (u * ndtr(u) + np.exp(-0.5 * u**2) / np.sqrt(2 * np.pi))
         return np.asarray(np.prod(np.maximum(goal.reference[others] - costs, 0.0), axis=1) * depth * self._kept(batch))
@@ -189,7 +196,7 @@ class Judge:
         q, goal, model = self.quality, self.goal, self.modelled[self.quality]
         floor = goal.lows[:, q].min() if len(goal.lows) else goal.reference[q] - 1
         grid = np.unique(np.concatenate([np.linspace(floor, goal.reference[q], LEVELS), goal.lows[:, q], goal.highs[:, q]]))
-        mean, deviation = batch.predict(q, model.process, given=self.given)
+        mean, deviation = self._predicted(q, batch)
         levels = model.warp.forward(grid[None, :], batch.guess[:, q, None])  # (1 or c, t)
         below = ndtr((levels - mean[:, None]) / deviation[:, None])
         return exact_improvement(below, grid, self._others(batch), goal.lows, goal.highs, uncertain=q)
@@ -200,7 +207,7 @@ class Judge:
         drawn = [j for j in rest if j in self.modelled]
         values = np.repeat(batch.known[:, None, :], DRAWS if drawn else 1, axis=1)
         for j in drawn:
-            mean, deviation = batch.predict(j, self.modelled[j].process, given=self.given)
+            mean, deviation = self._predicted(j, batch)
             z = mean[:, None] + deviation[:, None] * self.spread[j]
             values[:, :, j] = self.modelled[j].warp.back(z, batch.guess[:, j, None])
         return np.asarray(values[:, :, rest])
@@ -218,8 +225,7 @@ def believed(y: Array, rung: Array, batch: Batch, modelled: Mapping[int, Modelle
         rows = np.ones(len(y), dtype=bool) if j == quality else low
         if not rows.any():
             continue
-        mean, _ = model.process.predict(top.x[rows])
-        points[rows, j] = model.warp.back(mean, batch.guess[rows, j])
+        points[rows, j] = model.warp.back(model.process.mean(top.x[rows]), batch.guess[rows, j])
     return points
 
 

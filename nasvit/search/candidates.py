@@ -56,6 +56,12 @@ class Batch:
             self.watches[objective] = Watch(self.x)
         return self.watches[objective].predict(process, given=given)
 
+    def mean(self, objective: int, process: GaussianProcess) -> Array:
+        """Mean (n,) of what the process models: that of `predict`."""
+        if self.watches is None:
+            return process.mean(self.x[:, : process.columns])
+        return self.predict(objective, process, given=None)[0]
+
     def watched(self) -> Batch:
         """The same, its predictions kept up to date."""
         return replace(self, watches={})

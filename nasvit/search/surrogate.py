@@ -12,7 +12,8 @@ Conditional spaces are whole configurations here: a proposal is planned before t
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +85,13 @@ class SurrogateSampler(BaseSampler):
         self.initial = initial
         self._strata = self.rng.sample(range(initial), initial)
         self._plans: dict[int, Params] = {}
+        self._planned: dict[int, Key] = {}  # the plans' keys: with a thousand workers they are many
         self._models: dict[int, tuple[GaussianProcess, int]] = {}  # objective -> model, and how many points its lengths were fitted on
         self._inputs: Inputs | None = None
         self._whole: Batch | None = None  # every configuration, where they are few
         self._places: dict[Key, int] = {}
         self._survivors: dict[Key, Params] = {}
-        self._seen: tuple[str, set[Key]] = ("", set())
+        self._seen: tuple[str, dict[Key, None]] = ("", {})
         self._known_of = -1  # what the domain had learned when the inputs were made
 
     # ---- Optuna's side ----------------------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ class SurrogateSampler(BaseSampler):
         if not trial.system_attrs.get("fixed_params"):  # an enqueued trial has its plan
             plan = self.propose(study)
             if plan is not None:
-                self._plans[trial.number] = plan
+                self._plans[trial.number], self._planned[trial.number] = plan, key(plan)
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """The planned value, or a random one where the plan says nothing that fits."""
@@ -120,6 +122,7 @@ class SurrogateSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """The plan is done with."""
         self._plans.pop(trial.number, None)
+        self._planned.pop(trial.number, None)
 
     # ---- choosing ---------------------------------------------------------------------------------------------------------
 
@@ -130,7 +133,7 @@ class SurrogateSampler(BaseSampler):
         if inputs is None:
             return None
         keys = [key(t.params) for t in trials]
-        seen = self._tried(study, keys) | {key(plan) for plan in self._plans.values()}
+        seen = ChainMap(self._tried(study, keys), dict.fromkeys(self._planned.values()))  # no copy of all that was ever tried
         evidence = _evidence(trials, keys, inputs)
         if len(evidence.tried) < self.initial:
             begun = [t.params for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
@@ -143,12 +146,12 @@ class SurrogateSampler(BaseSampler):
         chosen = self._best(evidence, running, seen) or next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
         return chosen
 
-    def _tried(self, study: Study, keys: Sequence[Key]) -> set[Key]:
+    def _tried(self, study: Study, keys: Sequence[Key]) -> dict[Key, None]:
         """What the study has and ever had: it may show a part of its trials."""
         if self._seen[0] != study.study_name:
-            self._seen = (study.study_name, set())
-        self._seen[1].update(k for k in keys if k)
-        return set(self._seen[1])
+            self._seen = (study.study_name, {})
+        self._seen[1].update((k, None) for k in keys if k)
+        return self._seen[1]
 
     def _understand(self, study: Study, trials: Sequence[FrozenTrial]) -> Inputs | None:
         """What models are given, made anew when the domain has learned of further parameters; None while it knows none."""
@@ -167,7 +170,7 @@ class SurrogateSampler(BaseSampler):
             self._places = {} if everything is None else {key(p): i for i, p in enumerate(everything)}
         return self._inputs
 
-    def _spread(self, begun: Batch, seen: set[Key]) -> Params | None:
+    def _spread(self, begun: Batch, seen: Collection[Key]) -> Params | None:
         """A fresh configuration that covers the space: from each class of cost one, far from what was tried; where nothing is known of
         costs, every second one is drawn blindly (the farthest are rarely small)."""
         assert self._inputs is not None
@@ -192,7 +195,7 @@ class SurrogateSampler(BaseSampler):
         gaps = ((batch.x[:, None, :] - begun.x[None, :, :]) ** 2).sum(-1).min(axis=1)
         return batch.params[int(gaps.argmax())]
 
-    def _allowed(self, evidence: Evidence, seen: set[Key]) -> Params | None:
+    def _allowed(self, evidence: Evidence, seen: Collection[Key]) -> Params | None:
         """The fresh configuration that passes the limits least: hardly any has kept them so far."""
         assert self._inputs is not None
         drawn = fresh(self.domain, FRESH, seen=seen, rng=self.rng)
@@ -218,7 +221,7 @@ class SurrogateSampler(BaseSampler):
             seen[:, quality], non_dominated(seen), first=max(FEW, self.initial), chance=self.rng.random())
         return Judge(points=points, modelled=modelled, quality=quality, limits=limits, useful=useful, running=running, rng=self.numbers)
 
-    def _best(self, evidence: Evidence, running: Batch, seen: set[Key]) -> Params | None:
+    def _best(self, evidence: Evidence, running: Batch, seen: Collection[Key]) -> Params | None:
         assert self._inputs is not None
         judge = self.judge(evidence, running)
         if self._whole is not None:
@@ -261,7 +264,7 @@ class SurrogateSampler(BaseSampler):
         process.fit(x, warp.forward(evidence.y[:, q], evidence.done.guess[:, q]), steps=6)
         return judge.with_quality(process, running=scored(running))(scored(batch))
 
-    def _climbed(self, judge: Judge, evidence: Evidence, seen: set[Key]) -> tuple[list[Params], Array]:
+    def _climbed(self, judge: Judge, evidence: Evidence, seen: Collection[Key]) -> tuple[list[Params], Array]:
         """Bred and fresh candidates and what is uphill from the best of them by single changes, with what each is worth."""
         assert self._inputs is not None
         parents = [evidence.done.params[i] for i in np.argsort(ranks(judge.points[: len(evidence.y)]), kind="stable")]
@@ -288,7 +291,7 @@ class SurrogateSampler(BaseSampler):
         self._survivors = {keys[i]: candidates[i] for i in np.argsort(-scores, kind="stable")[:SURVIVORS]}
         return candidates, scores
 
-    def _bred(self, parents: Sequence[Params], seen: set[Key]) -> list[Params]:
+    def _bred(self, parents: Sequence[Params], seen: Collection[Key]) -> list[Params]:
         return bred(self.domain, parents, BRED if self._survivors else 5 * BRED, seen=seen, rng=self.rng)
 
     def _around(self, params: Params) -> list[Params]:

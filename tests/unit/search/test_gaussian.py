@@ -81,3 +81,32 @@ def test_points_that_will_be_known_take_doubt_away_around_them() -> None:
     same, less = process.predict(query, given=query[:5])
     assert same == pytest.approx(mean) and np.all(less <= deviation + 1e-9)
     assert less[:5].max() < 0.5 * deviation[:5].min() + 4 * process.noise
+
+
+def test_the_mean_alone_is_that_of_a_prediction_to_the_bit() -> None:
+    x, y = data(80, noise=1.0)
+    process = GaussianProcess()
+    process.fit(x[:60], y[:60])
+    assert np.array_equal(process.mean(x), process.predict(x)[0])
+
+
+def test_points_to_come_are_remembered_until_they_or_the_data_change() -> None:
+    x, y = data(80)
+    process, other = GaussianProcess(), GaussianProcess()
+    process.fit(x[:40], y[:40])
+    first = process.predict(x[60:], given=x[40:50])
+    assert np.array_equal(process.predict(x[60:], given=x[40:50].copy()), first)
+    assert process.predict(x[60:], given=x[40:60])[1].sum() < first[1].sum()
+    process.fit(x[:50], y[:50], steps=0)
+    other.theta = process.theta
+    other.fit(x[:50], y[:50], steps=0)
+    assert np.array_equal(process.predict(x[60:], given=x[40:60]), other.predict(x[60:], given=x[40:60]))
+
+
+def test_its_doubt_is_that_of_leaving_each_point_out() -> None:
+    x, y = data(40, noise=4.0)
+    process = GaussianProcess()
+    process.fit(x, y)
+    inverse = np.linalg.inv(process._lower @ process._lower.T)
+    errors = np.clip(process._weights / np.sqrt(np.diag(inverse)), -5, 5)
+    assert process._doubt == pytest.approx(np.clip(np.sqrt(np.mean(errors**2)), 1, 4), rel=1e-9)
