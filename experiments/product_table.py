@@ -41,7 +41,8 @@ def gather(run: Path, *, devices: Sequence[str]) -> list[Row]:
         trained = load_trained(run / "train" / str(known["id"]))
         shape = (1, trained.in_channels, *trained.image_size)
         stats = {spec: device.measure(trained.module, input_shape=shape) for spec, device in opened.items()}
-        rows.append({"label": known["label"], "origin": known["origin"], "accuracy": known["final_accuracy"], "params_m": known["params_m"],
+        rows.append({"label": known["label"], "origin": known["origin"], "accuracy": known["final_accuracy"],
+                     "tested": bool(known["test_images"]), "params_m": known["params_m"],
                      "epochs": known["epochs"], "latency_ms": {spec: s.median_ms for spec, s in stats.items()},
                      "verdict": {spec: s.verdict for spec, s in stats.items()}})
     return rows
@@ -75,7 +76,8 @@ def text(rows: Sequence[Row], *, devices: Sequence[str]) -> str:
     """The table and the two answers as Markdown."""
     lines = [[row["label"], row["origin"], f"{row['accuracy']:.2%}", *(f"{row['latency_ms'][d]:.3g}" for d in devices),
               f"{row['params_m']:.3g}", f"{row['epochs']:.3g}"] for row in sorted(rows, key=lambda r: r["latency_ms"][devices[0]])]
-    head = ["network", "origin", "test accuracy", *(f"ms, {d}" for d in devices), "params (M)", "epochs"]
+    accuracy = "test accuracy" if all(row["tested"] for row in rows) else "accuracy (validation: the data have no test part)"
+    head = ["network", "origin", accuracy, *(f"ms, {d}" for d in devices), "params (M)", "epochs"]
     parts = [tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)]
     for device in devices:
         beaten = answers(rows, device=device)
