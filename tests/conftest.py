@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,9 @@ os.environ.setdefault("NASVIT_NOISE", "keep")  # tests run on busy machines and 
 if "NASVIT_CACHE" not in os.environ:  # the user's own calibrations are none of a test's business
     os.environ["NASVIT_CACHE"] = tempfile.mkdtemp(prefix="nasvit-tests-")
     atexit.register(shutil.rmtree, os.environ["NASVIT_CACHE"], ignore_errors=True)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup: the processes that tests interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
