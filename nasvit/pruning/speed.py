@@ -98,10 +98,10 @@ class Speed:
         self._half.append(half_width)
         weight = self.dense_ms / np.array(self._ms) * np.minimum(1.0, USUAL / np.array(self._half))  # errors are relative
         ridge = np.full(len(self.prior), PRIOR)
-        rows = np.vstack([np.array(self._rows) * weight[:, None], np.diag(ridge)])
+        known = np.array(self._rows)
+        rows = np.vstack([known * weight[:, None], np.diag(ridge)])
         values = np.concatenate([np.array(self._ms) * weight, ridge * self.prior])
         self.coefficients = nnls(rows, values)[0]
-        known = np.array(self._rows)
         left = np.log(np.array(self._ms) / np.maximum(known @ self.coefficients, 1e-9))
         noise = MEASURED * np.maximum(1.0, np.array(self._half) / USUAL)
         self._missed = np.asarray(np.linalg.solve(_alike(known, known) + np.diag(noise**2), left))  # a Gaussian process around no miss

@@ -33,7 +33,7 @@ END_SECONDS = 10.0
 """So long the end of a search waits for what is not written yet."""
 ACCEPTED = ("an Optuna storage URL, such as sqlite:///watch.db, postgresql+psycopg://user:password@host/database or "
             "mysql+pymysql://user:password@host/database")
-DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql", "mariadb": "pymysql"}
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql[rsa]", "mariadb": "pymysql[rsa]"}
 """What `pip install` gives each kind of database a driver, both in the extra `storage`."""
 
 SECRET = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)

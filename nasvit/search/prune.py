@@ -1,6 +1,7 @@
 """One session of pruning: the search of `session.py` over what is left of a trained model, then the result, remeasured and written.
 
-The run directory holds besides a search's files: `dense/` (the owned dense model and the importance of its units), `prune.json` (what a
+The run directory holds besides a search's files: `dense/` (the owned dense model and the importance of its units), `probes.json` (what each
+choice alone was measured to be worth, where there is a target), `prune.json` (what a
 user of the result must know of its images, dense and pruned figures, target, recovery curve, siblings, verdict) and `pruned/` (the chosen
 network: see `prune_result.py`).
 """
@@ -51,7 +52,6 @@ EVALUATION_SECONDS = 10.0
 """A trial's evaluation takes about so long: fewer validation images where the dense model is slow, at least LEAST_IMAGES."""
 LEAST_IMAGES = 200
 PROBES = "probes.json"
-"""In the run directory: what each choice alone was measured to be worth."""
 AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
 NEAR, LAST = 0.985, 0.1
@@ -229,6 +229,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
         if start.target_ms is None or left > max(2, round(LAST * experiment.budget)):
             return None
         return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed))
+
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
                         versions=directory.versions(), fingerprint=device.fingerprint,
@@ -241,8 +242,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
             stats = LatencyStats.from_dict(record.latency)
             speed.observe(plan_of(record), stats.median_ms, half_width=stats.half_width)
 
-    return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe,
-                 due=due,
+    return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe, due=due,
                  notes=notes)
 
 

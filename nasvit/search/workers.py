@@ -52,12 +52,12 @@ def open_workers(experiment: Experiment) -> Workers:
 def warmed(experiment: Experiment, out: Path) -> Workers | None:
     """Workers that import what they need while the driver imports, for a run that can be resumed; None for a directory that holds no run,
     or in which another search works, whose measurements they would disturb."""
+    if not (out / "env.json").is_file():
+        return None
     try:
-        with (out / ".lock").open("a") as file:
+        with (out / ".lock").open("a") as file:  # held for this look alone; the search claims it when it begins
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return None
-    if not (out / "env.json").is_file():
         return None
     workers = open_workers(experiment)
     workers.warm()

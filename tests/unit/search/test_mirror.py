@@ -92,7 +92,7 @@ def test_what_arrived_though_the_answer_was_lost_is_not_written_twice(tmp_path: 
 
 
 @pytest.mark.parametrize(("url", "module", "package"), [("postgresql+psycopg2://user:s3cret@host/db", "psycopg2", "psycopg[binary]"),
-                                                        ("mysql+pymysql://user:s3cret@host/db", "pymysql", "pymysql")])
+                                                        ("mysql+pymysql://user:s3cret@host/db", "pymysql", "pymysql[rsa]")])
 def test_a_missing_driver_is_named_with_what_to_install(url: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError) as error:

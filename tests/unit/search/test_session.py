@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from nasvit.engines import make_engine
 from nasvit.errors import ConfigError
 from nasvit.experiment import Experiment
-from nasvit.search import session
+from nasvit.search import directory, session, workers
 from nasvit.search.workers import job_limits
 
 
@@ -37,3 +38,17 @@ def test_a_random_baseline_has_the_minutes_of_its_search(tmp_path: Path, monkeyp
     experiment = Experiment(space="hybrid_tiny", data="digits", minutes=60, truth=0.2, baselines=("random",), engine="inline")
     session.run(experiment, out=tmp_path / "run", reference_ms=1.0)
     assert minutes == [pytest.approx(50.0), pytest.approx(50.0)]
+
+
+def test_workers_are_warmed_only_for_a_run_that_nobody_searches_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(workers, "open_workers", lambda experiment: opened.append(experiment) or SimpleNamespace(warm=lambda: None))
+    experiment = Experiment(space="hybrid_tiny", engine="inline")
+    assert workers.warmed(experiment, tmp_path / "none") is None
+    assert workers.warmed(experiment, tmp_path) is None and not list(tmp_path.iterdir())  # no run, and nothing is written there
+    (tmp_path / "env.json").write_text("{}")
+    with directory.claimed(tmp_path):
+        assert workers.warmed(experiment, tmp_path) is None
+    assert not opened and workers.warmed(experiment, tmp_path) is not None and opened == [experiment]
+    with directory.claimed(tmp_path):
+        pass  # the look at the lock has let go of it
