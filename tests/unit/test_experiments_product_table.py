@@ -20,8 +20,8 @@ def table() -> ModuleType:
 
 
 def row(label: str, origin: str, accuracy: float, ms: float) -> dict[str, Any]:
-    return {"label": label, "origin": origin, "accuracy": accuracy, "latency_ms": {"cpu": ms}, "params_m": 1.0, "epochs": 10.0,
-            "verdict": {"cpu": "stable"}}
+    return {"label": label, "origin": origin, "accuracy": accuracy, "tested": True, "latency_ms": {"cpu": ms}, "params_m": 1.0,
+            "epochs": 10.0, "verdict": {"cpu": "stable"}}
 
 
 ROWS = [row("a", "search", 0.9, 1.0), row("b", "search", 0.95, 3.0), row("x", "baseline", 0.9, 1.0), row("y", "baseline", 0.96, 4.0),
@@ -42,3 +42,9 @@ def test_the_volume_ratio_follows_from_one_reference_point(table: ModuleType) ->
 def test_the_text_names_every_network_and_both_answers(table: ModuleType) -> None:
     said = table.text(ROWS, devices=["cpu"])
     assert all(f"| {name} " in said for name in "abxyr") and "1 of 2 baselines" in said and "y: none" in said
+
+
+def test_the_head_says_whose_accuracy_it_is(table: ModuleType) -> None:
+    assert "| test accuracy " in table.text(ROWS, devices=["cpu"])
+    said = table.text([*ROWS, {**ROWS[0], "tested": False}], devices=["cpu"])
+    assert "test accuracy" not in said and "accuracy (validation" in said
