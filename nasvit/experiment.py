@@ -69,22 +69,6 @@ def places(given: Sequence[str]) -> dict[str, Any]:
     return {"devices": dict(named)}
 
 
-LADDERS = ((16, 8, 2, 1), (8, 2, 1), (4, 2, 1))
-"""Rungs as what the top rung's steps are divided by; the first ladder whose lowest rung has 30 steps is taken."""
-
-
-def default_rungs(images: int, *, batch_size: int) -> tuple[int, ...]:
-    """Cumulative steps: a sixteenth, an eighth, a half and all of two epochs of `images`, fewer rungs where little data give few steps.
-
-    With eta 2 such rungs kept 99.1 % of the hypervolume for 32 % of the steps on 60 real trainings (reports/published/rungs_digits.md). A
-    first rung of 30 steps is short, but every rung is a whole cosine cycle; fewer rank nothing. On the digits more than 120 in all (540)
-    let nearly every network reach 98 %, which ranks nothing either.
-    """
-    top = max(120, 2 * images // batch_size)
-    ladder = next(shares for shares in LADDERS if top // shares[0] >= 30)
-    return tuple(top // share for share in ladder)
-
-
 class Experiment(BaseModel):
     """One search, resolved. Frozen; an unknown key is refused.
 
@@ -96,8 +80,8 @@ class Experiment(BaseModel):
     gpus_per_worker: what each of its workers reserves.
     job_minutes, job_memory_gb: what one evaluation at one rung may take before its worker is ended and the trial recorded as failed;
     memory None: nine tenths of the machine's, shared by the workers (processes; on a cluster no limit). The engine inline holds neither.
-    rungs: cumulative training steps at each rung; None: `default_rungs` of the data. eta: one of `eta` results of a rung is
-    promoted to the next; 2, as the default rungs double.
+    rungs: cumulative training steps at each rung; None: as many as a first network needs to learn (`nasvit.search.pilot`). eta: one of
+    `eta` results of a rung is promoted to the next; 2, as the default rungs double.
     recipe: settings of the training loop that differ from its defaults. image_size: (H, W); None takes the allowed size
     nearest above the data's own. baselines: "random" or "timm:NAME".
     stop: "budget", or "plateau" to end earlier where the next tenth of the budget is expected to add under half a percent of hypervolume.

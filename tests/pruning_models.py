@@ -44,7 +44,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "slide_pvtv2": ("slide_pvtv2_b1", {**TINY, "embed_dims": (16, 32, 64, 64), "depths": (1, 1, 1, 2), "num_heads": (1, 2, 4, 4)}),
     "evo_deit": ("evo_deit_tiny", {**TINY, "embed_dim": 48}),
     "evo_levit": ("evo_levit_128s", {"num_classes": 7, "img_size": 128, "embed_dims": (32, 48, 64), "num_heads": (2, 3, 4)})}
-SPACES = ("catm_only", "fsla_only", "hybrid_mobile", "hybrid_tiny", "isotropic", "slide_only", "window_only")
+SPACES = ("catm_only", "fsla_only", "hybrid_mobile", "hybrid_small", "hybrid_tiny", "isotropic", "slide_only", "window_only")
 IMAGE_SIZE = {"pvt": (64, 64), "pvt_linear": (56, 56)}
 
 

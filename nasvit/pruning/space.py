@@ -34,8 +34,10 @@ PROBED = 150
 GRANULE = 8
 """Widths are multiples of this: vector units read so many numbers at once (AVX2's eight, and every wider unit a multiple)."""
 
-Solver = Callable[[Callable[[int], Plan]], int]
-"""From strength steps to plans, to the step that is wanted. Raises ArchError where none will do."""
+Solver = Callable[[Callable[[int, int], Plan]], tuple[int, int]]
+"""From (strength, fine) to plans, to the two that are wanted. Raises ArchError where none will do."""
+SOLVED = ("strength", "fine")
+"""Parameters that are solved for where there is a target."""
 
 
 def parse_choices(text: str) -> tuple[str, ...]:
@@ -77,8 +79,8 @@ class _Drawn:
 class PruneSpace:
     """Plans of `dense`. choices: of CHOICES; what the layout cannot give is left out, and it is an error where nothing is left.
 
-    order: block indices from the least important; blocks go in this order. solve: finds the strength for a target; without it,
-    strength is a choice like the others.
+    order: block indices from the least important; blocks go in this order. solve: finds the strength for a target, and the finer one
+    of MLPs and tokens, which come in small steps where blocks and heads jump; without it, strength is a choice like the others.
     """
 
     def __init__(self, dense: Plan, *, layout: Layout, choices: Sequence[str], order: Sequence[int], solve: Solver | None = None) -> None:
@@ -102,17 +104,18 @@ class PruneSpace:
         if not any(value for name, value in shape.items() if name != "operator"):
             raise ArchError("a plan that takes nothing away is no pruning")
         if self.solve is None:
-            strength = trial.suggest_int("strength", 1, STRENGTHS)
+            solved = {"strength": trial.suggest_int("strength", 1, STRENGTHS)}
         else:
-            known = getattr(trial, "params", {}).get("strength")
-            step = known if known is not None else self._solved(shape)
-            strength = trial.suggest_int("strength", step, step)  # solved, and on record like what was chosen
-        made = self.plan(shape, strength)
+            known = getattr(trial, "params", {})
+            strength, fine = (known["strength"], known.get("fine", known["strength"])) if "strength" in known else self._solved(shape)
+            # on record like what was chosen
+            solved = {name: trial.suggest_int(name, step, step) for name, step in (("strength", strength), ("fine", fine))}
+        made = self.plan(shape, **solved)
         if made == self.dense:
             raise ArchError("a plan that takes nothing away is no pruning")
         if (why := _impossible(made)) is not None:  # the loop draws another where an Arch is impossible, and this is one
             raise ArchError(why)
-        self._params[made.id] = {**shape, "strength": strength}
+        self._params[made.id] = {**shape, **solved}
         return made
 
     def sample(self, rng: random.Random) -> Plan:
@@ -122,7 +125,7 @@ class PruneSpace:
     def from_parameters(self, params: Mapping[str, Any], *, rng: random.Random | None = None) -> Plan:
         """The plan of these parameters, missing ones drawn. Where every draw is predicted to miss the target, the one that is predicted
         to miss it by least, at its strongest (BEYOND times). Raises ArchError."""
-        kept = {k: v for k, v in params.items() if self.solve is None or k != "strength" or rng is None}
+        kept = {k: v for k, v in params.items() if self.solve is None or k not in SOLVED or rng is None}
         last: object = "it was tried before"
         far: list[tuple[float, dict[str, Any]]] = []
         for _ in range(DRAWS if rng is not None else 1):
@@ -147,17 +150,17 @@ class PruneSpace:
 
     def _was_beyond(self, params: Mapping[str, Any]) -> bool:
         """Whether these are choices that were tried at the strongest though they were predicted to miss."""
-        return params["strength"] == STRENGTHS and frozenset((k, v) for k, v in params.items() if k != "strength") in self._beyond
+        return params["strength"] == STRENGTHS and frozenset((k, v) for k, v in params.items() if k not in SOLVED) in self._beyond
 
-    def _solved(self, shape: Mapping[str, Any]) -> int:
-        """The strength for the target; the strongest for a shape that is tried though it is predicted to miss."""
+    def _solved(self, shape: Mapping[str, Any]) -> tuple[int, int]:
+        """Strength and fine for the target; the strongest for a shape that is tried though it is predicted to miss."""
         assert self.solve is not None
         try:
-            return self.solve(lambda steps: self.plan(shape, steps))
+            return self.solve(lambda strength, fine: self.plan(shape, strength, fine))
         except OutOfReach:
             if frozenset(shape.items()) not in self._beyond:
                 raise
-            return STRENGTHS
+            return STRENGTHS, STRENGTHS
 
     def size(self) -> int:
         """How many choices there are, rounded duplicates included."""
@@ -200,13 +203,13 @@ class PruneSpace:
         found |= {name: APPETITES for name in ("depth", "embed") if name in self.choices}
         return found
 
-    def plan(self, shape: Mapping[str, Any], steps: int) -> Plan:
-        """The plan of these appetites at this strength (1 to STRENGTHS)."""
-        s = steps / STRENGTHS
+    def plan(self, shape: Mapping[str, Any], strength: int, fine: int | None = None) -> Plan:
+        """The plan of these appetites at this strength (1 to STRENGTHS); fine: that of MLPs and tokens (None: the same)."""
+        s, small = strength / STRENGTHS, (strength if fine is None else fine) / STRENGTHS
         heads, mlp = (_between([shape.get(f"{c}.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks)) for c in ("heads", "mlp"))
         gone = set(self.order[: round(s * shape.get("depth", 0.0) * MOST["depth"] * len(self.order))])
         operator = shape.get("operator", self.operators[0] if self.operators else "none")
-        ratios = _keep_ratios([s * shape.get(f"tokens.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks), operator=operator)
+        ratios = _keep_ratios([small * shape.get(f"tokens.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks), operator=operator)
         blocks: list[BlockPlan] = []
         for i, block in enumerate(self.dense.blocks):
             if i in gone:  # it takes no tokens away either
@@ -216,7 +219,7 @@ class PruneSpace:
             blocks.append(BlockPlan(
                 heads=max(1, round(block.heads * (1 - head_share))) if form.cut_heads and head_share else block.heads,
                 head_dim=_granular(block.head_dim, s * shape.get("head_dim", 0.0) * MOST["head_dim"] * form.cut_head_dim),
-                mlp_dim=_granular(block.mlp_dim, s * mlp[i] * MOST["mlp"] * form.cut_mlp),
+                mlp_dim=_granular(block.mlp_dim, small * mlp[i] * MOST["mlp"] * form.cut_mlp),
                 keep_ratio=ratios[i] if form.tokens or not blocks else blocks[-1].keep_ratio))
         granule = math.lcm(GRANULE, max(1, self.layout.embed_granule))
         widths = tuple(_granular(dim, s * shape.get("embed", 0.0) * MOST["embed"], granule=granule) for dim in self.dense.embed_dims)

@@ -106,22 +106,30 @@ class Speed:
         noise = MEASURED * np.maximum(1.0, np.array(self._half) / USUAL)
         self._missed = np.asarray(np.linalg.solve(_alike(known, known) + np.diag(noise**2), left))  # a Gaussian process around no miss
 
-    def solver(self, *, aim_ms: Callable[[], float], steps: int) -> Callable[[Callable[[int], Plan]], int]:
-        """Finds a strength of 1 to `steps` whose plan is predicted at `aim_ms()` or below, and the one before it above: the smallest where
-        plans are faster the stronger they are pruned, as they are but for what the terms miss.
+    def solver(self, *, aim_ms: Callable[[], float], steps: int) -> Callable[[Callable[[int, int], Plan]], tuple[int, int]]:
+        """Finds (strength, fine), each of 1 to `steps`: the strength whose plan is predicted at `aim_ms()` or below, and the one before it
+        above (the smallest where plans are faster the stronger they are pruned, as they are but for what the terms miss); then, up to it,
+        the fine one in the same way, which takes back what a jump of the first overshot.
 
         Raises OutOfReach where not even the strongest is, ArchError where the weakest is far below already.
         """
-        def solve(plan: Callable[[int], Plan]) -> int:
+        def solve(plan: Callable[[int, int], Plan]) -> tuple[int, int]:
             aim = aim_ms()
-            low, high = 1, steps
-            strongest = self.predict(plan(high))
+
+            def first(made: Callable[[int], Plan], *, last: int) -> int:
+                low, high = 1, last
+                while low < high:
+                    middle = (low + high) // 2
+                    low, high = (low, middle) if self.predict(made(middle)) <= aim else (middle + 1, high)
+                return low
+
+            strongest = self.predict(plan(steps, steps))
             if strongest > aim:
                 raise OutOfReach(strongest, aim_ms=aim)
-            while low < high:
-                middle = (low + high) // 2
-                low, high = (low, middle) if self.predict(plan(middle)) <= aim else (middle + 1, high)
-            if self.predict(plan(low)) < 0.93 * aim:
-                raise ArchError(f"one step of these choices jumps from above {aim:.3g} ms to {self.predict(plan(low)):.3g} ms")
-            return low
+            strength = first(lambda step: plan(step, step), last=steps)
+            fine = first(lambda step: plan(strength, step), last=strength)
+            found = self.predict(plan(strength, fine))
+            if found < 0.93 * aim:
+                raise ArchError(f"one step of these choices jumps from above {aim:.3g} ms to {found:.3g} ms")
+            return strength, fine
         return solve

@@ -199,6 +199,8 @@ def made_rows(run: Run) -> list[tuple[str, str]]:
         ("limits", _joined(*(f"{k} ≤ {v}" for k, v in limits.items())) if isinstance(limits, Mapping) else ""),
         ("sampler, engine", _joined(made.get("sampler"), made.get("engine"), _of(made, "workers", "worker(s)"))),
         ("rungs", _joined(*(f"{i}: {steps} steps" for i, steps in enumerate(rungs, start=1))) if isinstance(rungs, (list, tuple)) else ""),
+        ("a first network, for the rungs", _joined(*(f"{percent(value)} after {steps} steps" for steps, value in
+                                                     part(part(env, "pilot"), "accuracy").items() if isinstance(value, (int, float))))),
         ("budget", _joined(made.get("budget"), f"stopped because: {made['stopped_because']}" if "stopped_because" in made else "")),
         ("zero-cost scores", _scores_text(part(run.summary, "scores"))),
         ("proxy truth", _truth_text(part(run.summary, "truth"))),

@@ -31,7 +31,7 @@ from nasvit.pruning.importance import importance
 from nasvit.pruning.opening import as_trained, image_size_of, open_model
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.siblings import measured
-from nasvit.pruning.space import STRENGTHS, PruneSpace
+from nasvit.pruning.space import SOLVED, STRENGTHS, PruneSpace
 from nasvit.pruning.speed import Speed
 from nasvit.results.record import TrialRecord, latest, read
 from nasvit.search import directory
@@ -374,8 +374,8 @@ def choose(done: list[TrialRecord], *, images: int, target_ms: float | None) -> 
 
 
 def _shape(record: TrialRecord) -> dict[str, Any]:
-    """What a trial chose: all its parameters but the strength."""
-    return {name: value for name, value in record.params.items() if name != "strength"}
+    """What a trial chose: all its parameters but those that are solved for."""
+    return {name: value for name, value in record.params.items() if name not in SOLVED}
 
 
 def _recovery(records: list[TrialRecord], chosen: TrialRecord, experiment: PruneExperiment, *, settings: Settings) -> list[dict[str, Any]]:

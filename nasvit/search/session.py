@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasvit.data import DataSet, describe, load
-from nasvit.devices import open_device
+from nasvit.devices import machine_lock, open_device
 from nasvit.engines import ENGINES, Engine
 from nasvit.errors import ConfigError, RunError
-from nasvit.experiment import Experiment, default_rungs
+from nasvit.experiment import Experiment
 from nasvit.models.space_check import check_space
 from nasvit.results.record import TrialRecord, read
-from nasvit.search import baselines, directory, truth, zero_cost
+from nasvit.search import baselines, directory, pilot, truth, zero_cost
 from nasvit.search.elsewhere import Elsewhere
 from nasvit.search.evaluate import Job, Settings, evaluate
 from nasvit.search.loop import Loop
@@ -114,9 +114,6 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     places = {name: str(Path(value).resolve()) for name, value in (("data", experiment.data), ("space", experiment.space))
               if Path(value).exists()}  # so that the run can be resumed from any folder, and workers find it
     experiment = experiment.model_copy(update=places)
-    if experiment.rungs is None:
-        batch_size = Recipe.of(experiment.recipe).batch_size
-        experiment = experiment.model_copy(update={"rungs": default_rungs(len(data.train), batch_size=batch_size)})
     before = directory.read_json(out / "env.json") if resume else {}
     device = open_device(experiment.device, threads=1)
     if before and before["fingerprint"] != device.fingerprint:
@@ -134,6 +131,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     env["space"]["size"] = space.size()
     device.close()  # the workers have their own
     others, space = _others(experiment, space, before=before, env=env)
+    experiment = _with_rungs(experiment, space, data, before=before, out=out, env=env, train_on=device.torch_device)
     drifted = list(before.get("drift", []))
     if before:
         found = directory.drift(before, env, old=Experiment.load(out / "experiment.yaml"), new=experiment,
@@ -150,7 +148,28 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
                         fingerprint=device.fingerprint, others=others,
                         memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
     return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted),
-                 notes=told(env["excluded"]))
+                 notes=(*told(env["excluded"]), *env.get("pilot", {}).get("told", ())))
+
+
+def _with_rungs(experiment: Experiment, space: SearchSpace, data: DataSet, *, before: dict[str, Any], out: Path,
+                env: dict[str, Any], train_on: str) -> Experiment:
+    """The experiment with its rungs: as given, else those of the run's earlier sessions, else what a first network says, which
+    `env["pilot"]` then describes."""
+    if before.get("pilot"):
+        env["pilot"] = before["pilot"]
+    if experiment.rungs is not None:
+        return experiment
+    if before:
+        return experiment.model_copy(update={"rungs": Experiment.load(out / "experiment.yaml").rungs})
+    recipe = Recipe.of(experiment.recipe)
+    if not pilot.needed(data, recipe=recipe):
+        steps = pilot.two_epochs(len(data.train), batch_size=recipe.batch_size)
+        return experiment.model_copy(update={"rungs": pilot.ladder(steps)})
+    seconds = None if experiment.minutes is None else 60 * experiment.minutes / (1 + experiment.truth) * pilot.SHARE
+    flown = pilot.fly(space, data, seed=experiment.seed, recipe=recipe, device=train_on, seconds=seconds,
+                      step_guard=machine_lock.training)
+    env["pilot"] = flown.to_dict()
+    return experiment.model_copy(update={"rungs": pilot.ladder(flown.steps)})
 
 
 def _others(experiment: Experiment, space: SearchSpace, *, before: dict[str, Any],

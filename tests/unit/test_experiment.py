@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nasvit.errors import ConfigError
-from nasvit.experiment import Experiment, PruneExperiment, default_rungs, parse_limit
+from nasvit.experiment import Experiment, PruneExperiment, parse_limit
 
 
 @pytest.mark.parametrize(("text", "name", "value"), [
@@ -76,9 +76,3 @@ def test_a_missing_space_says_what_to_give() -> None:
 def test_a_search_is_led_by_our_own_sampler_and_a_pruning_by_tpe() -> None:
     assert Experiment(space="a").sampler == "surrogate"
     assert PruneExperiment(model="timm:deit_tiny_patch16_224").sampler == "tpe"
-
-
-@pytest.mark.parametrize(("images", "rungs"), [
-    (100, (30, 60, 120)), (1199, (30, 60, 120)), (3840, (30, 120, 240)), (7680, (30, 60, 240, 480)), (50_000, (195, 390, 1562, 3125))])
-def test_default_rungs_end_at_two_epochs_and_begin_with_30_steps_or_more(images: int, rungs: tuple[int, ...]) -> None:
-    assert default_rungs(images, batch_size=32) == rungs

@@ -11,7 +11,7 @@ from optuna.trial import FixedTrial
 from nasvit.errors import ArchError, ConfigError
 from nasvit.pruning.dense import check, prepare
 from nasvit.pruning.plan import Plan
-from nasvit.pruning.space import BEYOND, STRENGTHS, PruneSpace, parse_choices
+from nasvit.pruning.space import BEYOND, SOLVED, STRENGTHS, PruneSpace, parse_choices
 from nasvit.pruning.speed import Speed, terms
 from nasvit.torchvision_ops import ensure
 
@@ -91,6 +91,22 @@ def test_the_solver_lands_just_under_the_aim_and_on_the_machine_as_learned(dense
         errors.append(abs(speed.predict(plan) / true.predict(plan) - 1))
         speed.observe(plan, true.predict(plan), half_width=0.05)
     assert sum(errors[-20:]) / 20 < 0.03 < sum(errors[:5]) / 5
+
+
+def test_what_a_jump_of_heads_and_blocks_overshoots_is_taken_back_in_small_steps(dense) -> None:
+    speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8),
+                       solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
+    rng, whole, taken_back = random.Random(0), [], []
+    for _ in range(60):
+        plan = space.sample(rng)
+        params = dict(space.arch_parameters(plan))
+        shape = {name: value for name, value in params.items() if name not in SOLVED}
+        assert 1 <= params["fine"] <= params["strength"] and space.plan(shape, params["strength"], params["fine"]) == plan
+        whole.append(speed.predict(space.plan(shape, params["strength"])))
+        taken_back.append(speed.predict(plan))
+    assert all(one <= two <= 6.0 for one, two in zip(whole, taken_back, strict=True))
+    assert sum(ms < 0.985 * 6.0 for ms in whole) > 10 and sum(ms < 0.985 * 6.0 for ms in taken_back) <= 4
 
 
 def test_probes_show_each_choice_alone_and_what_a_machine_makes_of_it(dense) -> None:
