@@ -2,6 +2,7 @@
 
     nasvit train RUN --epochs 8 --pick ID,ID,...       # twenty or so, spread over the accuracies that the search saw
     python experiments/rung_tau.py RUN --ladders 37,75,300,600 150,300,600 [--markdown FILE]
+    nasvit train RUN --epochs 8 --seed 1 --out AGAIN --pick ID,ID,...       # and --again AGAIN above: finals are then means of both
 
 For each ladder (cumulative steps; each rung a cosine cycle from the weights of the one before, as in a search) Kendall's tau of every
 rung's accuracy with the final one, over all of the networks: in the search itself only those a rung promoted reach the next.
@@ -10,8 +11,11 @@ rung's accuracy with the final one, over all of the networks: in the search itse
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tabulate import tabulate
@@ -32,12 +36,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--ladders", nargs="+", default=["37,75,300,600"])
+    parser.add_argument("--again", type=Path, nargs="*", default=[], help="folders that hold train/ID of further seeds")
     parser.add_argument("--markdown", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     experiment, run = Experiment.load(asked.run / "experiment.yaml"), load_run(asked.run)
     table = verify(run).table
+    trainings: list[dict[str, float]] = []
     finals = {row["id"]: float(row["val_accuracy"]) for row in table.to_dict("records") if row["origin"] == "search"}
+    for other in asked.again:
+        again = {key: json.loads((other / "train" / key / "metrics.json").read_text())["val_accuracy"] for key in finals}
+        pair = kendall_interval(list(finals.values()), list(again.values()), seed=0)
+        print(f"{other.name}: tau of its final accuracies with the first ones' {pair.value if pair else math.nan:.2f}", flush=True)
+        trainings.append(again)
+    finals = {key: fmean(one[key] for one in [finals, *trainings]) for key in finals}
     if len(finals) < 3:
         raise ConfigError(f"{asked.run} has {len(finals)} networks of the search trained in full; train about twenty first")
     archs = {record.arch_id: record.network() for record in run.records if record.arch_id in finals}

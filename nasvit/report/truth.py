@@ -14,6 +14,8 @@ from nasvit.results.record import TrialRecord, read
 FILE = "truth.jsonl"
 ENOUGH = 0.5
 """A rung whose tau is below this does not rank networks as a longer training does."""
+FEW = 6
+"""Fewer networks than this let no rung be called good: by chance alone four agree well once in six."""
 COSTS = ("params_m", "macs_g")
 _SEED = 0  # of the bootstrap, so that a report says the same twice
 
@@ -73,9 +75,13 @@ def verdict(run: Run, truth: Truth | None) -> str:
         named = ", ".join(f"{r.name} {r.tau.value:.2f} ({r.tau.low:.2f} to {r.tau.high:.2f})" for r in truth.poor if r.tau is not None)
         return (f"Kendall's tau is under {ENOUGH:g} for {named}: what was chosen there is hardly what a longer training would have chosen. "
                 "Search with longer rungs.")
-    if not any(r.rung and r.tau is not None for r in truth.rankings):
+    rungs = [r for r in truth.rankings if r.rung]
+    judged = [r.name for r in rungs if r.tau is not None and r.tau.n >= FEW]
+    if not judged:
         return "Too few networks have a result at a rung and a longer training to say how far they agree."
-    return f"Every rung ranks these networks with Kendall's tau of {ENOUGH:g} or more."
+    if len(judged) == len(rungs):
+        return f"Every rung ranks these networks with Kendall's tau of {ENOUGH:g} or more."
+    return f"Kendall's tau is {ENOUGH:g} or more for {', '.join(judged)}; of the other rungs too few networks were trained longer to say."
 
 
 def _ranking(name: str, values: Mapping[str, float], longest: Sequence[TrialRecord], *, rung: int) -> Ranking:

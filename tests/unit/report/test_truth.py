@@ -35,7 +35,19 @@ def test_rungs_come_first_and_proxies_by_the_size_of_their_tau(tmp_path: Path) -
     assert first is not None and first.value == 1 and first.n == 12
     snip = next(r for r in truth.rankings if r.name == "snip")
     assert snip.tau is not None and snip.tau.value == -1 and not snip.poor, "a proxy may point either way"
-    assert "0.5 or more" in verdict(run, truth)
+    assert [r.tau and r.tau.n for r in truth.rankings if r.rung] == [12, 4, None]
+    assert verdict(run, truth) == ("Kendall's tau is 0.5 or more for rung 1; of the other rungs too few networks were trained longer to "
+                                   "say.")
+
+
+def test_no_rung_is_called_good_for_four_networks(tmp_path: Path) -> None:
+    path = with_truth(tmp_path / "run", agrees=True)
+    lines = (path / "truth.jsonl").read_text().splitlines(keepends=True)
+    (path / "truth.jsonl").write_text("".join(lines[:4]))
+    run = load(path)
+    truth = truth_of(run)
+    assert truth is not None and truth.rankings[0].tau is not None and truth.rankings[0].tau.n == 4
+    assert "Too few" in verdict(run, truth)
 
 
 def test_a_rung_under_a_half_is_said_in_red_on_the_page_and_in_the_terminal(
