@@ -1,16 +1,16 @@
 """One session of pruning: the search of `session.py` over what is left of a trained model, then the result, remeasured and written.
 
 The run directory holds besides a search's files: `dense/` (the owned dense model and the importance of its units), `probes.json` (what each
-choice alone was measured to be worth, where there is a target), `prune.json` (what a
-user of the result must know of its images, dense and pruned figures, target, recovery curve, siblings, verdict) and `pruned/` (the chosen
-network: see `prune_result.py`).
+choice alone was measured to be worth, where there is a target), `retimed.json` (milliseconds of the best plans, measured again),
+`prune.json` (what a user of the result must know of its images, dense and pruned figures, target, recovery curve, siblings, verdict) and
+`pruned/` (the chosen network: see `prune_result.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ from nasvit.pruning.importance import importance
 from nasvit.pruning.opening import as_trained, image_size_of, open_model
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.siblings import measured
-from nasvit.pruning.space import SOLVED, STRENGTHS, PruneSpace
+from nasvit.pruning.space import STRENGTHS, PruneSpace
 from nasvit.pruning.speed import Speed
-from nasvit.results.record import TrialRecord, latest, read
+from nasvit.results.record import TrialRecord, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
-from nasvit.search.objectives import known_of, passed
 from nasvit.search.progress import Progress
+from nasvit.search.prune_choice import choose, nearer, within
 from nasvit.search.prune_result import write_result
 from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
@@ -51,11 +51,11 @@ CALIBRATION = 128
 EVALUATION_SECONDS = 10.0
 """A trial's evaluation takes about so long: fewer validation images where the dense model is slow, at least LEAST_IMAGES."""
 LEAST_IMAGES = 200
-PROBES = "probes.json"
+PROBES, RETIMED = "probes.json", "retimed.json"
 AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
-NEAR, LAST = 0.985, 0.1
-"""A plan below this share of what strengths are solved for leaves time unused; the last trials (this share of the budget) look for it."""
+LAST = 0.1
+"""The last trials (this share of the budget) come back to the best plan where it leaves time unused."""
 RECOVERY = (0.1, 0.3, 1.0)
 """Shares of the recovery's steps at the rungs behind the first, which trains nothing."""
 RECIPE = {"lr": 2e-4, "warmup": 0.1, "distill_weight": 0.5}
@@ -224,11 +224,29 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
             speed.observe(plan, ms, half_width=half_width)
         notes += tuple(f"a probe could not be measured, so that the first plans are further from the target: {why}" for why in failed[:1])
     seen: list[TrialRecord] = []
+    again: dict[str, list[float]] = directory.read_json(out / RETIMED) if before else {}
+    directory.write_json(out / RETIMED, again)
+
+    def retimed(best: TrialRecord) -> None:
+        if str(best.trial) in again:
+            return
+        again[str(best.trial)] = []
+        try:
+            stats = start.device.measure(slice_weights(dense, plan_of(best), scores), input_shape=(1, *input_shape(dense.plan)))
+        except DeviceLostError:
+            raise
+        except MeasurementError:  # it only steers
+            return
+        speed.observe(plan_of(best), stats.median_ms, half_width=stats.half_width)
+        again[str(best.trial)].append(stats.median_ms)
+        directory.write_json(out / RETIMED, again)
 
     def due(left: int) -> dict[str, Any] | None:
         if start.target_ms is None or left > max(2, round(LAST * experiment.budget)):
             return None
-        return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed))
+        if done := within(seen, limits=limits):
+            retimed(choose(done, images=images, target_ms=start.target_ms, again=again))
+        return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed), again=again)
 
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
@@ -240,7 +258,8 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
         seen.append(record)
         if record.latency is not None and record.rung <= 1 and record.arch is not None:
             stats = LatencyStats.from_dict(record.latency)
-            speed.observe(plan_of(record), stats.median_ms, half_width=stats.half_width)
+            for ms in (stats.median_ms, *again.get(str(record.trial), ())):
+                speed.observe(plan_of(record), ms, half_width=stats.half_width)
 
     return Bound(space=space, settings=settings, env=env, experiment=experiment, network=plan_of, observe=observe, due=due,
                  notes=notes)
@@ -263,19 +282,6 @@ def _probed(space: PruneSpace, start: Start, scores: Mapping[str, Tensor], *, pa
         directory.write_json(path, {"probes": rows})
     return ([(Plan.from_dict(one["plan"]), float(one["ms"]), float(one["half_width"])) for one in rows if "why" not in one],
             [str(one["why"]) for one in rows if "why" in one])
-
-
-def nearer(seen: Sequence[TrialRecord], *, limits: Mapping[str, float], images: int, target_ms: float,
-           aim_ms: float) -> dict[str, Any] | None:
-    """Choices to solve for once more: those of the plan that would be chosen, where it is so much faster than `aim_ms`, which strengths are
-    solved for, that less could be taken away. What was measured of it tells the solver how to come nearer. Else None."""
-    done = within(seen, limits=limits)
-    if not done:
-        return None
-    best = choose(done, images=images, target_ms=target_ms)
-    if best.objectives["latency_ms"] >= NEAR * aim_ms:
-        return None
-    return _shape(best)
 
 
 def _aim(target_ms: float, speed: Speed) -> float:
@@ -321,7 +327,7 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
     if not done:
         raise RunError(f"no plan of {experiment.model} keeps the target of {start.target_ms:.4g} ms; raise it, or allow more with --space"
                        if start.target_ms is not None else "no plan could be evaluated; the records say why")
-    chosen = choose(done, images=int(bound.settings.prune["images"]), target_ms=start.target_ms)
+    chosen = choose(done, images=int(bound.settings.prune["images"]), target_ms=start.target_ms, again=directory.read_json(out / RETIMED))
     module = slice_weights(start.dense, plan_of(chosen), read_weights(out / DENSE / SCORES))
     if chosen.checkpoint is not None:
         module.load_state_dict(read_weights(out / chosen.checkpoint))
@@ -351,31 +357,6 @@ def _tested(module: nn.Module, experiment: PruneExperiment, start: Start) -> dic
         return {"test_accuracy": None, "test_images": 0, "test_missing": str(error)}
     accuracy = evaluate(module, test, data=start.data, device=start.device.torch_device)[0]
     return {"test_accuracy": accuracy, "test_images": len(test)}
-
-
-def within(records: Sequence[TrialRecord], *, limits: Mapping[str, float]) -> list[TrialRecord]:
-    """Each trial's complete record at its highest rung, of those that keep every limit as trials are held against it."""
-    return [r for r in latest(records).values() if r.status == "complete" and passed(known_of(r), limits) is None]
-
-
-def choose(done: list[TrialRecord], *, images: int, target_ms: float | None) -> TrialRecord:
-    """The most accurate plan, the faster of two equals. With a target, what is within one standard error of the best (of an accuracy on so
-    many images) counts as equal, and of those the one that was recovered longest and then the slowest is taken: time that the target
-    leaves is better spent on what would be pruned. Last, a slower plan of the same shape keeps all that this one keeps and more: it is
-    taken unless it was seen to be worse by two standard errors."""
-    if target_ms is None:
-        return max(done, key=lambda r: (r.objectives["accuracy"], -r.objectives["latency_ms"]))
-    best = max(r.objectives["accuracy"] for r in done)
-    least = best - math.sqrt(best * (1 - best) / images)
-    found = max((r for r in done if r.objectives["accuracy"] >= least), key=lambda r: (r.rung, r.objectives["latency_ms"]))
-    enough = found.objectives["accuracy"] - 2 * (best - least)
-    more = (r for r in done if r.rung >= found.rung and _shape(r) == _shape(found) and r.objectives["accuracy"] >= enough)
-    return max(more, key=lambda r: r.objectives["latency_ms"])
-
-
-def _shape(record: TrialRecord) -> dict[str, Any]:
-    """What a trial chose: all its parameters but those that are solved for."""
-    return {name: value for name, value in record.params.items() if name not in SOLVED}
 
 
 def _recovery(records: list[TrialRecord], chosen: TrialRecord, experiment: PruneExperiment, *, settings: Settings) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from nasvit.pruning.space import PruneSpace
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search import prune as session
+from nasvit.search.prune_choice import choose, nearer, within
 from nasvit.search.prune_result import write_result
 from tests.pruning_models import make, timm, wake
 
@@ -130,21 +131,21 @@ def record(accuracy: float, ms: float, *, rung: int = 1) -> TrialRecord:
 
 def test_with_a_target_the_slowest_of_the_equally_accurate_is_taken_and_without_one_the_fastest() -> None:
     best, equal, worse = record(0.80, 5.0), record(0.79, 5.8), record(0.70, 5.9)
-    assert session.choose([best, equal, worse], images=400, target_ms=6.0) is equal  # the standard error of 80 % on 400 images is 2 %
-    assert session.choose([best, equal, worse], images=40_000, target_ms=6.0) is best  # and on 40,000 it is 0.2 %
-    assert session.choose([record(0.80, 5.0), record(0.80, 4.0)], images=400, target_ms=None).objectives["latency_ms"] == 4.0
+    assert choose([best, equal, worse], images=400, target_ms=6.0, again={}) is equal  # the standard error of 80 % on 400 images is 2 %
+    assert choose([best, equal, worse], images=40_000, target_ms=6.0, again={}) is best  # and on 40,000 it is 0.2 %
+    assert choose([record(0.80, 5.0), record(0.80, 4.0)], images=400, target_ms=None, again={}).objectives["latency_ms"] == 4.0
     recovered = record(0.80, 5.5, rung=3)
-    assert session.choose([recovered, equal], images=400, target_ms=6.0) is recovered
+    assert choose([recovered, equal], images=400, target_ms=6.0, again={}) is recovered
 
 
 def test_no_result_is_over_a_limit_that_holds_by_the_end_of_its_interval_that_trials_are_held_against() -> None:
     fast, slow = record(0.70, 1.42), replace(record(0.80, 2.71), trial=1)
     near = replace(record(0.75, 1.99), trial=2, latency={"ci_high_ms": 2.1})
     rejected = replace(record(0.90, 1.0), trial=3, status="rejected")
-    assert session.within([fast, slow, near, rejected], limits={"latency_ms": 2.02}) == [fast]
-    assert session.within([fast, slow, near, rejected], limits={}) == [fast, slow, near]
+    assert within([fast, slow, near, rejected], limits={"latency_ms": 2.02}) == [fast]
+    assert within([fast, slow, near, rejected], limits={}) == [fast, slow, near]
     higher = replace(slow, rung=2)
-    assert session.within([fast, slow, higher], limits={"latency_ms": 3.0}) == [fast, higher]
+    assert within([fast, slow, higher], limits={"latency_ms": 3.0}) == [fast, higher]
 
 
 def timed(trial: int, *, accuracy: float, upper_ms: float, **params: float) -> TrialRecord:
@@ -159,7 +160,7 @@ def test_the_last_trials_come_back_to_the_best_plan_where_it_leaves_time_unused(
     limits = {"latency_ms": 10.0}
 
     def asked(*seen: TrialRecord) -> object:
-        return session.nearer(seen, limits=limits, images=100, target_ms=10.0, aim_ms=9.3)
+        return nearer(seen, limits=limits, images=100, target_ms=10.0, aim_ms=9.3, again={})
 
     best = timed(0, accuracy=0.9, upper_ms=9.0, heads=0.5, strength=80)
     worse = timed(1, accuracy=0.2, upper_ms=9.9, heads=1.0, strength=9)
@@ -169,12 +170,24 @@ def test_the_last_trials_come_back_to_the_best_plan_where_it_leaves_time_unused(
     assert asked(timed(0, accuracy=0.9, upper_ms=9.8, heads=0.5, strength=80), worse) is None
 
 
+def test_what_was_measured_again_counts_with_its_mean() -> None:
+    lucky, steady = record(0.80, 5.8), replace(record(0.80, 5.6), trial=7)
+    assert choose([lucky, steady], images=400, target_ms=6.0, again={}) is lucky
+    assert choose([lucky, steady], images=400, target_ms=6.0, again={str(lucky.trial): [5.2]}) is steady
+    best = timed(0, accuracy=0.9, upper_ms=9.8, heads=0.5, strength=80)
+
+    def asked(again: dict[str, list[float]]) -> object:
+        return nearer([best], limits={"latency_ms": 10.0}, images=100, target_ms=10.0, aim_ms=9.3, again=again)
+
+    assert asked({}) is None and asked({"0": []}) is None and asked({"0": [8.7]}) == {"heads": 0.5}
+
+
 def test_a_slower_plan_of_the_chosen_shape_is_taken_unless_it_is_plainly_worse() -> None:
     fast = timed(0, accuracy=0.9, upper_ms=9.0, heads=0.5, strength=80)
 
     def chosen(accuracy: float, **params: float) -> int:
         done = [fast, timed(1, accuracy=accuracy, upper_ms=9.8, **params)]
-        return session.choose(done, images=100, target_ms=10.0).trial
+        return choose(done, images=100, target_ms=10.0, again={}).trial
 
     assert chosen(0.86, heads=0.5, strength=70) == 1  # a standard error is 0.03
     assert chosen(0.83, heads=0.5, strength=70) == 0

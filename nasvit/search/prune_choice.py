@@ -1,0 +1,61 @@
+"""Which plan of a pruning becomes the result, and which one to try once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from nasvit.pruning.space import SOLVED
+from nasvit.results.record import TrialRecord, latest
+from nasvit.search.objectives import known_of, passed
+
+NEAR = 0.985
+"""A plan below this share of what strengths are solved for leaves time unused."""
+Again = Mapping[str, Sequence[float]]
+"""Milliseconds that were measured later, by the trial's number."""
+
+
+def within(records: Sequence[TrialRecord], *, limits: Mapping[str, float]) -> list[TrialRecord]:
+    """Each trial's complete record at its highest rung, of those that keep every limit as trials are held against it."""
+    return [r for r in latest(records).values() if r.status == "complete" and passed(known_of(r), limits) is None]
+
+
+def timed(record: TrialRecord, again: Again) -> float:
+    """Milliseconds of a trial: the mean of its own measurement and of those made again, by its number. Of equals the slowest is chosen, so
+    the one that was measured too slow: again, it is a percent or two faster."""
+    return fmean((record.objectives["latency_ms"], *again.get(str(record.trial), ())))
+
+
+def choose(done: list[TrialRecord], *, images: int, target_ms: float | None, again: Again) -> TrialRecord:
+    """The most accurate plan, the faster of two equals. With a target, what is within one standard error of the best (of an accuracy on so
+    many images) counts as equal, and of those the one that was recovered longest and then the slowest is taken: time that the target
+    leaves is better spent on what would be pruned. Last, a slower plan of the same shape keeps all that this one keeps and more: it is
+    taken unless it was seen to be worse by two standard errors."""
+    if target_ms is None:
+        return max(done, key=lambda r: (r.objectives["accuracy"], -r.objectives["latency_ms"]))
+    best = max(r.objectives["accuracy"] for r in done)
+    least = best - math.sqrt(best * (1 - best) / images)
+    found = max((r for r in done if r.objectives["accuracy"] >= least), key=lambda r: (r.rung, timed(r, again)))
+    enough = found.objectives["accuracy"] - 2 * (best - least)
+    more = (r for r in done if r.rung >= found.rung and shape(r) == shape(found) and r.objectives["accuracy"] >= enough)
+    return max(more, key=lambda r: timed(r, again))
+
+
+def shape(record: TrialRecord) -> dict[str, Any]:
+    """What a trial chose: all its parameters but those that are solved for."""
+    return {name: value for name, value in record.params.items() if name not in SOLVED}
+
+
+def nearer(seen: Sequence[TrialRecord], *, limits: Mapping[str, float], images: int, target_ms: float, aim_ms: float,
+           again: Again) -> dict[str, Any] | None:
+    """Choices to solve for once more: those of the plan that would be chosen, where it is so much faster than `aim_ms`, which strengths are
+    solved for, that less could be taken away. What was measured of it tells the solver how to come nearer. Else None."""
+    done = within(seen, limits=limits)
+    if not done:
+        return None
+    best = choose(done, images=images, target_ms=target_ms, again=again)
+    if timed(best, again) >= NEAR * aim_ms:
+        return None
+    return shape(best)
