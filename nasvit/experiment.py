@@ -301,4 +301,6 @@ def _fault(error: Any, *, path: Path | None, lines: Mapping[tuple[Any, ...], int
     if error["type"] == "missing":
         return f"{where}: {key} is missing; give the path of a search space or the name of a shipped one"
     text = str(error["msg"]).removeprefix("Value error, ")
+    if not loc:  # several settings that do not go together: the text names them, and what was given is all of them
+        return f"{where}: {text}"
     return f"{where}: {'.'.join(map(str, loc))}: {text} (given: {error['input']!r})"

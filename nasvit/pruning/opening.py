@@ -15,6 +15,7 @@ from torch import nn
 from nasvit.data import DataSet
 from nasvit.errors import CheckpointError, ConfigError
 from nasvit.named import check_names, make_named
+from nasvit.pruning.dense import family_for
 from nasvit.pruning.files import load
 from nasvit.torchvision_ops import ensure
 
@@ -30,7 +31,7 @@ def open_model(name: str, *, arch: str | None, checkpoint: str | None, num_class
         check_names([short])
         if arch is not None:
             raise ConfigError(f"--arch goes with a .safetensors file; {name} says by itself what it is")
-        model = (_published(short) if checkpoint is None else
+        model = (_published(short, num_classes=num_classes) if checkpoint is None else
                  _trained(short, checkpoint, num_classes=num_classes, in_channels=in_channels, image_size=image_size))
     else:
         if arch is None:
@@ -38,10 +39,7 @@ def open_model(name: str, *, arch: str | None, checkpoint: str | None, num_class
         if checkpoint is not None:
             raise ConfigError("--checkpoint goes with timm:NAME; the .safetensors file is the checkpoint already")
         model = load(arch, name)
-    classes = int(getattr(model, "num_classes", num_classes))
-    if classes != num_classes:
-        raise ConfigError(f"{name} tells {classes} classes apart and the data have {num_classes}; give a model trained on these data "
-                          "(nasvit train), with --checkpoint where it is timm's")
+    _same_classes(name, model, num_classes=num_classes)
     return model.eval()
 
 
@@ -111,10 +109,21 @@ def _recorded(path: Path) -> dict[str, Any]:
     return {key: told[key] for key in ("mean", "std")} if whole else {}
 
 
-def _published(name: str) -> nn.Module:
+def _same_classes(name: str, model: nn.Module, *, num_classes: int) -> None:
+    classes = int(getattr(model, "num_classes", num_classes))
+    if classes != num_classes:
+        raise ConfigError(f"{name} tells {classes} classes apart and the data have {num_classes}; give a model trained on these data "
+                          "(nasvit train), with --checkpoint where it is timm's")
+
+
+def _published(name: str, *, num_classes: int) -> nn.Module:
+    """With its published weights; what could not be pruned with them is refused before they are fetched."""
     ensure()
     import timm
 
+    untrained = timm.create_model(name)
+    family_for(untrained).read(untrained)
+    _same_classes(f"timm:{name}", untrained, num_classes=num_classes)
     try:
         return timm.create_model(name, pretrained=True)  # type: ignore[no-any-return]
     except (RuntimeError, OSError, ValueError) as error:

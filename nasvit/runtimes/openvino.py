@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -23,8 +24,10 @@ class OpenVino(FileRuntime):
     def write(self, module: nn.Module, example: Tensor, path: Path) -> None:
         import openvino as ov
 
-        program = torch.export.export(module, (example,))
-        model = ov.convert_model(program, input=[tuple(example.shape)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, about itself: it copies the program
+            program = torch.export.export(module, (example,))
+            model = ov.convert_model(program, input=[tuple(example.shape)])
         if self.setting("precision") == "int8":
             model = self._compressed(model)
         ov.save_model(model, str(path), compress_to_fp16=False)

@@ -173,7 +173,7 @@ def test_scores_that_another_model_left_in_a_run_that_never_began_are_not_taken(
 @pytest.mark.usefixtures("quick")
 def test_published_weights_see_images_of_their_own_training_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, out, data = tiny(3, 4), tmp_path / "run", colours(tmp_path / "colours")
-    monkeypatch.setattr(opening, "_published", lambda name: model)
+    monkeypatch.setattr(opening, "_published", lambda name, num_classes: model)
     experiment = PruneExperiment(model="timm:vit_tiny_patch16_224", data=str(data), device="cpu", image_size=(16, 16), budget=1,
                                  engine="inline", sampler="random", recover_epochs=0.0)
     seen: list[tuple[float, ...]] = []

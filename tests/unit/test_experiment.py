@@ -59,6 +59,9 @@ def test_a_fault_of_the_command_line_does_not_blame_the_file(tmp_path: Path) -> 
     path.write_text("space: a\nbudget: 5\n")
     with pytest.raises(ConfigError, match="command line: budget"):
         Experiment.load(path, overrides={"budget": 0})
+    with pytest.raises(ConfigError) as caught:  # of two settings together: no place, and not all settings in full
+        Experiment.load(overrides={"space": "a", "limits": {"latency_ms@pi": 1.0}})
+    assert str(caught.value).startswith("command line: the latency on 'pi' is not measured") and "given:" not in str(caught.value)
 
 
 @pytest.mark.parametrize("values", [{"objectives": ["latency_ms", "params_m"]}, {"objectives": ["accuracy"]}, {"limits": {"accuracy": 1}},

@@ -11,7 +11,12 @@ import torch
 
 from nasvit.data import DataSet, load
 from nasvit.errors import ConfigError
-from nasvit.pruning.opening import as_trained
+from nasvit.pruning import UnsupportedModelError
+from nasvit.pruning.opening import as_trained, open_model
+from nasvit.torchvision_ops import ensure
+
+ensure()
+import timm  # noqa: E402 (it needs torchvision importable first)
 
 GREY = load("digits", seed=0, image_size=(8, 8))
 COLOUR = replace(GREY, train=replace(GREY.train, images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), mean=(0.3,) * 3, std=(0.2,) * 3)
@@ -52,3 +57,20 @@ def test_a_record_that_no_image_can_be_normalised_by_is_refused(text: str, tmp_p
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(ConfigError, match=r"normalised"):
         as_trained(GREY, name=str(tmp_path / "model.safetensors"), checkpoint=None)
+
+
+def test_what_could_not_be_pruned_is_refused_before_its_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **settings: object) -> object:
+        assert not pretrained, "fetched"
+        return create(name, pretrained=False, **settings)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    asked = {"arch": None, "checkpoint": None, "in_channels": 3, "image_size": None}
+    with pytest.raises(UnsupportedModelError, match="is of no family"):
+        open_model("timm:vit_relpos_small_patch16_224", num_classes=1000, **asked)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="1000 classes apart and the data have 10"):
+        open_model("timm:deit_tiny_patch16_224", num_classes=10, **asked)  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="fetched"):
+        open_model("timm:deit_tiny_patch16_224", num_classes=1000, **asked)  # type: ignore[arg-type]
