@@ -31,19 +31,19 @@ LONGEST = 960
 SHARE = 1 / 16
 """Of a search's minutes that the longest training of one network may take, so that dozens can be looked at."""
 DRAWN = 9
-SHORTEST = 120
-"""Steps of the first cycle, and the least that the longest training of a search has."""
+FIRST, LEAST = 30, 120
+"""Steps of the first cycle, and the fewest that the longest training of a search has."""
 LADDERS = ((16, 8, 2, 1), (8, 2, 1), (4, 2, 1))
 """Rungs as what the top rung's steps are divided by; the first ladder whose lowest rung has 30 steps is taken."""
 
 
 def two_epochs(images: int, *, batch_size: int) -> int:
-    """Steps of two epochs of `images`, at least `SHORTEST`: the longest training of a search, where the images are learned in that time."""
-    return max(SHORTEST, 2 * images // batch_size)
+    """Steps of two epochs of `images`, at least `LEAST`: the longest training of a search, where the images are learned in that time."""
+    return max(LEAST, 2 * images // batch_size)
 
 
 def ladder(top: int) -> tuple[int, ...]:
-    """Cumulative steps up to `top` (at least `SHORTEST`): a sixteenth, an eighth, a half and all of it, or fewer.
+    """Cumulative steps up to `top` (at least `LEAST`): a sixteenth, an eighth, a half and all of it, or fewer.
 
     With eta 2 such rungs kept 99.1 % of the hypervolume for 32 % of the steps on 60 real trainings (reports/published/rungs_digits.md). A
     first rung of 30 steps is short, but every rung is a whole cosine cycle; fewer rank nothing. On the digits more than 120 in all (540)
@@ -75,10 +75,10 @@ class Pilot:
 
     def told(self) -> tuple[str, ...]:
         """What a user should know: nothing where the images are learned as fast as most."""
-        if len(self.accuracy) == 1 and self.learned:
+        if self.learned and max(self.accuracy) <= LEAST:
             return ()
-        course = ", ".join(f"{value:.1%} after {steps}" for steps, value in self.accuracy.items())
-        text = f"a first network was right on {course} steps (chance {self.chance:.1%})"
+        steps, value = list(self.accuracy.items())[-1]
+        text = f"a first network was right on {value:.1%} of the validation images after {steps} steps (chance {self.chance:.1%})"
         if self.learned:
             return (f"{text}: the longest trainings have {self.steps} steps",)
         return (f"{text}, which is hardly learning: rungs of up to {self.steps} steps may tell networks from each other badly; look at the "
@@ -110,7 +110,7 @@ def fly(space: SearchSpace, data: DataSet, *, seed: int, recipe: Recipe, device:
     chance = float(torch.bincount(torch.as_tensor(labels)).max()) / len(labels)
     module = build(arch, seed=derive_seed(seed, arch.id))
     accuracy: dict[int, float] = {}
-    done, cycle, spent = 0, SHORTEST, 0.0
+    done, cycle, spent = 0, FIRST, 0.0
     while True:
         score = short_train.fit(module, data, budget=cycle, seed=derive_seed(seed, arch.id, "pilot", done), recipe=recipe, device=device,
                                 step_guard=step_guard, steps_before=done)

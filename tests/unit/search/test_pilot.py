@@ -63,38 +63,41 @@ def flown(space: SearchSpace, data: DataSet, *, seconds: float | None = None) ->
 def test_what_is_learned_in_the_first_cycle_needs_no_longer_rungs_and_no_word(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = taught(monkeypatch, [0.63])  # from a half a quarter of the way to one: 0.625
     found = flown(space, noise())
-    assert (found.steps, found.learned, found.told(), asked) == (120, True, (), [(120, 0)])
+    assert (found.steps, found.learned, found.told(), asked) == (120, True, (), [(30, 0)])
     taught(monkeypatch, [0.63])
     assert flown(space, noise(train=9600)).steps == 600  # so many images ask for more than the network did
 
 
 def test_harder_images_are_trained_on_in_warm_restarts_until_they_are_learned(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = taught(monkeypatch, [0.55, 0.60, 0.70])
+    asked = taught(monkeypatch, [0.5, 0.5, 0.55, 0.60, 0.70])
     found = flown(space, noise())
-    assert asked == [(120, 0), (120, 120), (240, 240)] and found.accuracy == {120: 0.55, 240: 0.60, 480: 0.70}
-    assert (found.steps, found.learned, found.seconds) == (480, True, 3.0)
-    assert "55.0% after 120, 60.0% after 240, 70.0% after 480 steps (chance 50.0%)" in found.told()[0] and "480 steps" in found.told()[0]
+    assert asked == [(30, 0), (30, 30), (60, 60), (120, 120), (240, 240)]
+    assert found.accuracy == {30: 0.5, 60: 0.5, 120: 0.55, 240: 0.60, 480: 0.70}
+    assert (found.steps, found.learned, found.seconds) == (480, True, 5.0)
+    assert found.told() == ("a first network was right on 70.0% of the validation images after 480 steps (chance 50.0%): the longest trainings "
+                            "have 480 steps",)
 
 
 def test_images_that_are_not_learned_end_the_pilot_and_the_user_is_told(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     taught(monkeypatch, [0.5] * 9)
     found = flown(space, noise())
-    assert (found.steps, found.learned, list(found.accuracy)) == (pilot.LONGEST, False, [120, 240, 480, 960])
+    assert (found.steps, found.learned, list(found.accuracy)) == (pilot.LONGEST, False, [30, 60, 120, 240, 480, 960])
     assert "hardly learning" in found.told()[0] and "labels" in found.told()[0]
 
 
 def test_the_longest_training_leaves_time_for_many_networks(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     taught(monkeypatch, [0.5] * 9, seconds=2.0)
-    assert flown(space, noise(), seconds=9.0).steps == 480  # 2, 4, 6 seconds; another cycle would make it 12
+    assert flown(space, noise(), seconds=15.0).steps == 240  # four cycles of 2 seconds are 8, and twice the steps 16
     taught(monkeypatch, [0.5] * 9, seconds=2.0)
-    assert flown(space, noise(), seconds=0.1).steps == 120
+    short = flown(space, noise(), seconds=0.1)
+    assert short.steps == 120 and list(short.accuracy) == [30] and "more minutes" in short.told()[0]
 
 
 def test_chance_is_the_share_of_the_commonest_class(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     data = noise(val=[0] * 16 + [1] * 4)
     taught(monkeypatch, [0.84, 0.86])
     found = flown(space, data)
-    assert found.chance == pytest.approx(0.8) and found.accuracy == {120: 0.84, 240: 0.86}
+    assert found.chance == pytest.approx(0.8) and found.accuracy == {30: 0.84, 60: 0.86}
 
 
 def test_the_first_network_is_the_middle_one_of_the_space_and_follows_from_the_seed(space: SearchSpace) -> None:
@@ -116,12 +119,12 @@ def test_a_session_takes_what_the_pilot_says_and_a_resumed_one_what_the_run_has(
         return {"stopped_because": "budget", "evaluated": 1}
 
     monkeypatch.setattr(session, "search_bound", searched)
-    asked = taught(monkeypatch, [0.15, 0.2, 0.9])
+    asked = taught(monkeypatch, [0.1, 0.1, 0.15, 0.2, 0.9])
     experiment = Experiment(space="hybrid_tiny", data="digits", engine="inline")
     out = tmp_path / "run"
     session.run(experiment, out=out, reference_ms=1.0)
     assert seen[0][0] == (30, 60, 240, 480) and "the longest trainings have 480 steps" in seen[0][1][-1]
     session.run(experiment, out=out, reference_ms=1.0, resume=True)
-    assert seen[1] == seen[0] and len(asked) == 3  # nothing was trained for it again
+    assert seen[1] == seen[0] and len(asked) == 5  # nothing was trained for it again
     session.run(experiment.model_copy(update={"rungs": (8, 16)}), out=tmp_path / "given", reference_ms=1.0)
-    assert seen[2][0] == (8, 16) and len(asked) == 3
+    assert seen[2][0] == (8, 16) and len(asked) == 5
