@@ -74,8 +74,8 @@ def test_harder_images_are_trained_on_in_warm_restarts_until_they_are_learned(sp
     assert asked == [(30, 0), (30, 30), (60, 60), (120, 120), (240, 240)]
     assert found.accuracy == {30: 0.5, 60: 0.5, 120: 0.55, 240: 0.60, 480: 0.70}
     assert (found.steps, found.learned, found.seconds) == (480, True, 5.0)
-    assert found.told() == ("a first network was right on 70.0% of the validation images after 480 steps (chance 50.0%): the longest trainings "
-                            "have 480 steps",)
+    assert found.told() == ("a first network was right on 70.0% of the validation images after 480 steps (chance 50.0%): the longest "
+                            "trainings have 480 steps",)
 
 
 def test_images_that_are_not_learned_end_the_pilot_and_the_user_is_told(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
