@@ -17,6 +17,7 @@ import torch
 
 from nasvit.arch import Arch
 from nasvit.data import DataSet
+from nasvit.errors import TrainingError
 from nasvit.models.build import build
 from nasvit.models.estimate import estimate
 from nasvit.proxies import short_train
@@ -58,7 +59,7 @@ class Pilot:
     """What a first network showed. steps: the longest training to choose. chance: share of the commonest class of the validation images.
 
     accuracy: validation accuracy after each cycle, by its cumulative steps. seconds: of all its training. learned: whether it came as
-    far as `LEARNED`; False where the steps or the time ended before.
+    far as `LEARNED`; False where the steps or the time ended before, or its training failed, with the reason.
     """
 
     arch_id: str
@@ -67,16 +68,20 @@ class Pilot:
     accuracy: dict[int, float]
     seconds: float
     learned: bool
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For env.json."""
         return {"arch_id": self.arch_id, "steps": self.steps, "chance": self.chance, "seconds": self.seconds, "learned": self.learned,
-                "accuracy": {str(steps): value for steps, value in self.accuracy.items()}, "told": self.told()}
+                "reason": self.reason, "accuracy": {str(steps): value for steps, value in self.accuracy.items()}, "told": self.told()}
 
     def told(self) -> tuple[str, ...]:
         """What a user should know: nothing where the images are learned as fast as most."""
         if self.learned and max(self.accuracy) <= LEAST:
             return ()
+        if self.reason:
+            return (f"a first network, for the length of the rungs, could not be trained ({self.reason}): the longest trainings have "
+                    f"{self.steps} steps",)
         steps, value = list(self.accuracy.items())[-1]
         text = f"a first network was right on {value:.1%} of the validation images after {steps} steps (chance {self.chance:.1%})"
         if self.learned:
@@ -92,28 +97,28 @@ def first_network(space: SearchSpace, *, seed: int) -> Arch:
     return drawn[DRAWN // 2]
 
 
-def needed(data: DataSet, *, recipe: Recipe) -> bool:
-    """Whether the images are so few that two epochs of them may teach nothing."""
-    return two_epochs(len(data.train), batch_size=recipe.batch_size) < LONGEST
-
-
-def fly(space: SearchSpace, data: DataSet, *, seed: int, recipe: Recipe, device: str, seconds: float | None,
-        step_guard: Callable[[], AbstractContextManager[object]]) -> Pilot:
+def fly(space: SearchSpace, data: DataSet, *, base: int, seed: int, recipe: Recipe, device: str, seconds: float | None,
+        step_guard: Callable[[], AbstractContextManager[object]], told: Callable[[str], object] = lambda text: None) -> Pilot:
     """Train a first network in cycles, each as long as all before it, as rungs do, until it has learned.
 
-    device: as for `Tensor.to`. seconds: what the longest training may take; None: no limit. The first cycle is made whatever it takes.
-    Raises TrainingError when the loss is not finite.
+    base: the steps of two epochs, and the fewest that are chosen. device: as for `Tensor.to`. seconds: what the longest training may take;
+    None: no limit. The first cycle is made whatever it takes. told hears how far it is. A loss that is not finite ends it: it is one
+    network's, as of a trial that fails.
     """
-    base = two_epochs(len(data.train), batch_size=recipe.batch_size)
     arch = first_network(space, seed=seed)
-    labels = data.val.labels
-    chance = float(torch.bincount(torch.as_tensor(labels)).max()) / len(labels)
+    chance = float(torch.bincount(data.val.labels).max()) / len(data.val)
     module = build(arch, seed=derive_seed(seed, arch.id))
+    torch.set_num_threads(1)  # as a worker has, whose time this foretells
     accuracy: dict[int, float] = {}
     done, cycle, spent = 0, FIRST, 0.0
     while True:
-        score = short_train.fit(module, data, budget=cycle, seed=derive_seed(seed, arch.id, "pilot", done), recipe=recipe, device=device,
-                                step_guard=step_guard, steps_before=done)
+        told(f"for the length of the rungs: a first network is trained for {cycle} steps more than {done}")
+        try:
+            score = short_train.fit(module, data, budget=cycle, seed=derive_seed(seed, arch.id, "pilot", done), recipe=recipe,
+                                    device=device, step_guard=step_guard, steps_before=done)
+        except TrainingError as error:
+            return Pilot(arch_id=arch.id, steps=max(base, done), chance=chance, accuracy=accuracy, seconds=spent, learned=False,
+                         reason=str(error))
         done, spent = done + cycle, spent + score.seconds
         cycle, accuracy[done] = done, score.value
         learned = score.value >= chance + LEARNED * (1 - chance)

@@ -19,7 +19,7 @@ from nasvit.search import baselines, directory, pilot, truth, zero_cost
 from nasvit.search.elsewhere import Elsewhere
 from nasvit.search.evaluate import Job, Settings, evaluate
 from nasvit.search.loop import Loop
-from nasvit.search.progress import Progress, Snapshot
+from nasvit.search.progress import Progress, Snapshot, snapshot
 from nasvit.search.restriction import restricted, told
 from nasvit.search.samplers import make_sampler
 from nasvit.search.screen import make_screen
@@ -71,7 +71,7 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
     check(experiment)
     with directory.claimed(out):
         directory.check_new_or_resumed(out, resume=resume)
-        bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift, reference_ms=reference_ms)
+        bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift, reference_ms=reference_ms, progress=progress)
         experiment, records = bound.experiment, read(out / directory.RECORDS, mend=True)
         directory.write(out / "experiment.yaml", experiment.to_yaml())
         directory.write(out / "space.yaml", bound.space.to_yaml())
@@ -104,7 +104,8 @@ def check(experiment: Experiment) -> None:
                           "scores empty")
 
 
-def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, reference_ms: float | None = None) -> Bound:
+def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, reference_ms: float | None = None,
+         progress: Progress | None = None) -> Bound:
     """Load the data, fit the space to it, open and calibrate the device, and compare with the run's earlier sessions."""
     info = describe(experiment.data)
     natural = experiment.image_size or SearchSpace.load(experiment.space).fit_image_size(info.natural_size)
@@ -131,7 +132,8 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     env["space"]["size"] = space.size()
     device.close()  # the workers have their own
     others, space = _others(experiment, space, before=before, env=env)
-    experiment = _with_rungs(experiment, space, data, before=before, out=out, env=env, train_on=device.torch_device)
+    experiment = _with_rungs(experiment, space, data, before=before, out=out, env=env, train_on=device.torch_device,
+                             progress=progress)
     drifted = list(before.get("drift", []))
     if before:
         found = directory.drift(before, env, old=Experiment.load(out / "experiment.yaml"), new=experiment,
@@ -152,7 +154,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
 
 
 def _with_rungs(experiment: Experiment, space: SearchSpace, data: DataSet, *, before: dict[str, Any], out: Path,
-                env: dict[str, Any], train_on: str) -> Experiment:
+                env: dict[str, Any], train_on: str, progress: Progress | None) -> Experiment:
     """The experiment with its rungs: as given, else those of the run's earlier sessions, else what a first network says, which
     `env["pilot"]` then describes."""
     if before.get("pilot"):
@@ -162,12 +164,20 @@ def _with_rungs(experiment: Experiment, space: SearchSpace, data: DataSet, *, be
     if before:
         return experiment.model_copy(update={"rungs": Experiment.load(out / "experiment.yaml").rungs})
     recipe = Recipe.of(experiment.recipe)
-    if not pilot.needed(data, recipe=recipe):
-        steps = pilot.two_epochs(len(data.train), batch_size=recipe.batch_size)
-        return experiment.model_copy(update={"rungs": pilot.ladder(steps)})
+    base = pilot.two_epochs(len(data.train), batch_size=recipe.batch_size)
+    if base >= pilot.LONGEST:
+        return experiment.model_copy(update={"rungs": pilot.ladder(base)})
     seconds = None if experiment.minutes is None else 60 * experiment.minutes / (1 + experiment.truth) * pilot.SHARE
-    flown = pilot.fly(space, data, seed=experiment.seed, recipe=recipe, device=train_on, seconds=seconds,
-                      step_guard=machine_lock.training)
+    began = time.monotonic()
+
+    def told(text: str) -> None:
+        if progress is not None:
+            now = snapshot([], budget=experiment.budget, rungs=0, names=experiment.objectives, running=0,
+                           elapsed_s=time.monotonic() - began, before=0)
+            progress(replace(now, notes=(text,)))
+
+    flown = pilot.fly(space, data, base=base, seed=experiment.seed, recipe=recipe, device=train_on, seconds=seconds,
+                      step_guard=machine_lock.training, told=told)
     env["pilot"] = flown.to_dict()
     return experiment.model_copy(update={"rungs": pilot.ladder(flown.steps)})
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from nasvit.data import DataSet, Images
+from nasvit.errors import TrainingError
 from nasvit.experiment import Experiment
 from nasvit.proxies.base import Score
 from nasvit.search import pilot, session
 from nasvit.search.pilot import ladder, two_epochs
+from nasvit.search.progress import Snapshot
 from nasvit.space import SearchSpace
 from nasvit.training import Recipe
 
@@ -57,7 +59,8 @@ def taught(monkeypatch: pytest.MonkeyPatch, accuracies: list[float], *, seconds:
 
 
 def flown(space: SearchSpace, data: DataSet, *, seconds: float | None = None) -> pilot.Pilot:
-    return pilot.fly(space, data, seed=0, recipe=Recipe(), device="cpu", seconds=seconds, step_guard=nullcontext)
+    return pilot.fly(space, data, base=two_epochs(len(data.train), batch_size=32), seed=0, recipe=Recipe(), device="cpu", seconds=seconds,
+                     step_guard=nullcontext)
 
 
 def test_what_is_learned_in_the_first_cycle_needs_no_longer_rungs_and_no_word(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +108,26 @@ def test_the_first_network_is_the_middle_one_of_the_space_and_follows_from_the_s
     assert len({pilot.first_network(space, seed=seed).id for seed in range(4)}) > 1
 
 
-def test_many_images_need_no_pilot() -> None:
-    assert pilot.needed(noise(train=64), recipe=Recipe())
-    assert pilot.needed(dataclasses.replace(noise(), train=images(959)), recipe=Recipe(batch_size=2))
-    assert not pilot.needed(dataclasses.replace(noise(), train=images(960)), recipe=Recipe(batch_size=2))
+def test_many_images_need_no_pilot(space: SearchSpace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = taught(monkeypatch, [0.9])
+
+    def rungs(count: int) -> tuple[int, ...] | None:
+        data = dataclasses.replace(noise(), train=images(count))
+        experiment = Experiment(space="hybrid_tiny", recipe={"batch_size": 2})
+        return session._with_rungs(experiment, space, data, before={}, out=tmp_path, env={}, train_on="cpu", progress=None).rungs
+
+    assert rungs(960) == (60, 120, 480, 960) and asked == []
+    assert rungs(959) == (59, 119, 479, 959) and asked == [(30, 0)]
+
+
+def test_a_pilot_that_cannot_be_trained_ends_no_search(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(*_: Any, **__: Any) -> Score:
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr("nasvit.proxies.short_train.fit", diverged)
+    found = flown(space, noise())
+    assert (found.steps, found.learned, found.accuracy) == (120, False, {}) and "the loss is not finite" in found.told()[0]
+    assert found.to_dict()["reason"] == "the loss is not finite"
 
 
 def test_a_session_takes_what_the_pilot_says_and_a_resumed_one_what_the_run_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +141,10 @@ def test_a_session_takes_what_the_pilot_says_and_a_resumed_one_what_the_run_has(
     asked = taught(monkeypatch, [0.1, 0.1, 0.15, 0.2, 0.9])
     experiment = Experiment(space="hybrid_tiny", data="digits", engine="inline")
     out = tmp_path / "run"
-    session.run(experiment, out=out, reference_ms=1.0)
+    told: list[Snapshot] = []
+    session.run(experiment, out=out, reference_ms=1.0, progress=told.append)
+    assert [t.notes[0].rpartition("for ")[2] for t in told] == [
+        "30 steps more than 0", "30 steps more than 30", "60 steps more than 60", "120 steps more than 120", "240 steps more than 240"]
     assert seen[0][0] == (30, 60, 240, 480) and "the longest trainings have 480 steps" in seen[0][1][-1]
     session.run(experiment, out=out, reference_ms=1.0, resume=True)
     assert seen[1] == seen[0] and len(asked) == 5  # nothing was trained for it again
