@@ -124,6 +124,25 @@ def test_a_copy_that_is_not_the_dense_model_ends_the_run(monkeypatch: pytest.Mon
         session.same(dense, model, data)
 
 
+@pytest.mark.parametrize(("weight", "output", "good"), [(0.0, 1e-7, True), (0.0, 1e-5, False), (1e-7, 0.0, False)])
+def test_a_file_gives_every_tensor_back_and_the_outputs_but_for_rounding(weight: float, output: float, good: bool, pruned: nn.Module,
+                                                                         tmp_path: Path, no_onnx: None,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(arch: Path, weights: Path) -> nn.Module:
+        found = load(arch, weights)
+        with torch.no_grad():
+            next(found.parameters()).flatten()[0] += weight
+        found.register_forward_hook(lambda module, images, logits: logits + output * logits.abs().max())
+        return found
+
+    monkeypatch.setattr("nasvit.search.prune_result.files.load", read)
+    if good:
+        assert write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["fused"] <= 1e-5
+    else:
+        with pytest.raises(RunError, match="does not give back the network"):
+            write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
+
+
 def record(accuracy: float, ms: float, *, rung: int = 1) -> TrialRecord:
     return TrialRecord(trial=0, status="complete", rung=rung, arch=None, arch_id="0" * 12, label="it",
                        objectives={"accuracy": accuracy, "latency_ms": ms})
