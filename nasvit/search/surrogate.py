@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import ChainMap
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nasvit.results.front import non_dominated, ranks
-from nasvit.search.acquisition import Judge, Modelled, believed, useful_quality, which_is_quality
+from nasvit.search.acquisition import SHORT, Judge, Modelled, believed, useful_quality, which_is_quality
 from nasvit.search.candidates import Batch, Inputs, Key, around, bred, fresh, key
 from nasvit.search.domain import Domain, LearnedDomain, Params
 from nasvit.search.gaussian import GaussianProcess
@@ -53,6 +53,9 @@ CLIMBERS, CLIMBS = 3, 2
 """So many of the best candidates have neighbours looked at, so often in a row."""
 REFIT = 0.06
 """The lengths of a model are fitted anew when its data have grown by this share."""
+STOCK = 32
+"""While so many trials run, two proposals are planned with one look at the models, three with twice as many, ..: what a proposal does not
+know for it is a thirtieth of what it does not know anyway."""
 SCORED = 8
 """So many of the best candidates are given their zero-cost scores, where there are any, and are compared again."""
 FAR = 24
@@ -91,6 +94,7 @@ class SurrogateSampler(BaseSampler):
         self._whole: Batch | None = None  # every configuration, where they are few
         self._places: dict[Key, int] = {}
         self._survivors: dict[Key, Params] = {}
+        self._stock: list[Params] = []  # proposals that are planned and not asked for yet
         self._seen: tuple[str, dict[Key, None]] = ("", {})
         self._known_of = -1  # what the domain had learned when the inputs were made
 
@@ -122,12 +126,18 @@ class SurrogateSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """The plan is done with."""
         self._plans.pop(trial.number, None)
-        self._planned.pop(trial.number, None)
+        place = self._planned.pop(trial.number, None)
+        if place is not None and self._seen[0] == study.study_name:
+            self._seen[1][place] = None
 
     # ---- choosing ---------------------------------------------------------------------------------------------------------
 
     def propose(self, study: Study) -> Params | None:
         """The next configuration, never one that the study has; None while nothing is known of the space."""
+        if self._stock and self._seen[0] == study.study_name:
+            plan = self._next(ChainMap(self._seen[1], dict.fromkeys(self._planned.values())))
+            if plan is not None:
+                return plan
         trials = study.get_trials(deepcopy=False)
         inputs = self._understand(study, trials)
         if inputs is None:
@@ -139,17 +149,30 @@ class SurrogateSampler(BaseSampler):
             begun = [t.params for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
             return self._spread(inputs.batch(begun), seen)
         if self.rng.random() < EXPLORE:
-            return next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
+            return self._drawn(seen)
         if len(evidence.done) < FEW:
             return self._allowed(evidence, seen)
         running = inputs.batch([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
-        chosen = self._best(evidence, running, seen) or next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
-        return chosen
+        self._stock = self._best(evidence, running, seen, count=1 + len(self._planned) // STOCK)
+        return self._stock.pop(0) if self._stock else self._drawn(seen)
+
+    def _next(self, seen: Collection[Key]) -> Params | None:
+        """The next of the stock, or in its turn a random one."""
+        if self.rng.random() < EXPLORE:
+            return self._drawn(seen)
+        while self._stock:
+            plan = self._stock.pop(0)
+            if key(plan) not in seen:
+                return plan
+        return None
+
+    def _drawn(self, seen: Collection[Key]) -> Params | None:
+        return next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
 
     def _tried(self, study: Study, keys: Sequence[Key]) -> dict[Key, None]:
         """What the study has and ever had: it may show a part of its trials."""
         if self._seen[0] != study.study_name:
-            self._seen = (study.study_name, {})
+            self._seen, self._stock = (study.study_name, {}), []
         self._seen[1].update((k, None) for k in keys if k)
         return self._seen[1]
 
@@ -221,7 +244,8 @@ class SurrogateSampler(BaseSampler):
             seen[:, quality], non_dominated(seen), first=max(FEW, self.initial), chance=self.rng.random())
         return Judge(points=points, modelled=modelled, quality=quality, limits=limits, useful=useful, running=running, rng=self.numbers)
 
-    def _best(self, evidence: Evidence, running: Batch, seen: Collection[Key]) -> Params | None:
+    def _best(self, evidence: Evidence, running: Batch, seen: Collection[Key], *, count: int) -> list[Params]:
+        """The `count` best candidates, each as if those before it were running; fewer where there are no more."""
         assert self._inputs is not None
         judge = self.judge(evidence, running)
         if self._whole is not None:
@@ -233,22 +257,30 @@ class SurrogateSampler(BaseSampler):
         else:
             candidates, gains = self._climbed(judge, evidence, seen)
             batch = self._inputs.batch(candidates)
-        if not len(batch):
-            return None
-        best = np.argsort(-gains, kind="stable")[:SCORED]
-        second = self._second(judge, evidence, running, batch.part(best))
-        return batch.params[int(best[0 if second is None else second.argmax()])]
+        second = self._second(judge, evidence)
+        chosen: list[Params] = []
+        while len(batch) and len(chosen) < count:
+            if chosen:
+                gains = judge(batch)
+            order = np.argsort(-gains, kind="stable")[:SHORT]
+            best = order[:SCORED]
+            if second is not None:
+                best = best[np.argsort(-second(judge, batch.part(best), [*running.params, *chosen]), kind="stable")]
+            chosen.append(batch.params[int(best[0])])
+            if len(chosen) < count:
+                judge.believe(batch.part(best[:1]))
+                batch = batch.part(order[order != best[0]])
+        return chosen
 
-    def _second(self, judge: Judge, evidence: Evidence, running: Batch, batch: Batch) -> Array | None:
-        """What the candidates are worth by a model that is given their zero-cost scores too; None without scores that say something."""
-        q = judge.quality
-        if q is None or not self.domain.scores(batch.params[0]):
-            return None
-        assert self._inputs is not None
+    def _second(self, judge: Judge, evidence: Evidence) -> Callable[[Judge, Batch, Sequence[Params]], Array] | None:
+        """What candidates are worth, beside running ones, by a model that is given zero-cost scores too; None where these say nothing."""
+        q, inputs = judge.quality, self._inputs
+        assert inputs is not None
         rows = [self.domain.scores(p) for p in evidence.done.params]
+        if q is None or not any(rows):
+            return None
         columns = Columns.of(rows)
-        costs = evidence.done.x[:, self._inputs.costs]
-        chosen = telling(columns(rows), judge.points[: len(rows), q], costs)
+        chosen = telling(columns(rows), judge.points[: len(rows), q], evidence.done.x[:, inputs.costs])
         if not chosen:
             return None
 
@@ -256,13 +288,13 @@ class SurrogateSampler(BaseSampler):
             return part.beside(columns([self.domain.scores(p) for p in part.params])[:, chosen])
 
         warp, x = judge.modelled[q].warp, scored(evidence.done).x
-        first = max(self._inputs.groups) + 1
-        process = GaussianProcess(groups=[*self._inputs.groups, *range(first, first + len(chosen))])
+        first = max(inputs.groups) + 1
+        process = GaussianProcess(groups=[*inputs.groups, *range(first, first + len(chosen))])
         start = judge.modelled[q].process.theta
         assert start is not None
         process.theta = np.concatenate([start[:-2], np.full(len(chosen), start[:-2].mean()), start[-2:]])
         process.fit(x, warp.forward(evidence.y[:, q], evidence.done.guess[:, q]), steps=6)
-        return judge.with_quality(process, running=scored(running))(scored(batch))
+        return lambda judge, batch, running: judge.with_quality(process, running=scored(inputs.batch(running)))(scored(batch))
 
     def _climbed(self, judge: Judge, evidence: Evidence, seen: Collection[Key]) -> tuple[list[Params], Array]:
         """Bred and fresh candidates and what is uphill from the best of them by single changes, with what each is worth."""

@@ -96,6 +96,25 @@ def test_running_trials_are_not_proposed_again() -> None:
     assert len(set(asked)) == 8
 
 
+def test_with_many_running_several_are_planned_with_one_look_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr("nasvit.search.surrogate.STOCK", 4)
+    monkeypatch.setattr(SurrogateSampler, "_best", lambda self, *given, count, whole=SurrogateSampler._best: (
+        looks.append(count), whole(self, *given, count=count))[1])
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SurrogateSampler(seed=0))
+    running, asked = [study.ask() for _ in range(16)], []
+    plans = [ask(trial) for trial in running]
+    for _ in range(60):  # the first in is the first out
+        study.tell(running.pop(0), [accuracy(plans[0]), cost(plans[0])])
+        asked.append(key(plans.pop(0)))
+        running.append(study.ask())
+        plans.append(ask(running[-1]))
+    assert len(set(asked)) == len(asked) and not {key(p) for p in plans} & set(asked)
+    assert set(looks) <= {3, 4} and len(looks) <= 60 / 3  # of the first trials some are not its own
+    study.sampler._stock = [dict(plans[0])] * 3  # as if it had been asked elsewhere since
+    assert key(ask(study.ask())) not in {*asked, *(key(p) for p in plans)}
+
+
 def test_the_seed_decides() -> None:
     one, same, other = (search(SurrogateSampler(seed=seed), trials=25) for seed in (3, 3, 4))
     assert [t.params for t in one.trials] == [t.params for t in same.trials] != [t.params for t in other.trials]
