@@ -27,6 +27,7 @@ LOW, HIGH = -6.0, 4.0  # of every logarithm that is fitted
 NOISE_PRIOR = (-5.0, 2.0)  # mean and sd of the logarithm of the noise's variance, for values of variance 1
 LENGTH_SD = 1.2  # of the logarithm of the lengths' geometric mean
 APART_SD = 0.5  # of each length's logarithm around it
+LEARNT_FROM = 350  # hyperparameters are fitted on no more points than this, spread evenly; predictions use all
 
 
 @dataclass(slots=True)
@@ -58,7 +59,8 @@ class GaussianProcess:
             self.theta = np.concatenate([np.full(count, _prior_length(count)), [0.0, NOISE_PRIOR[0] + 2]])
             steps = max(steps, 30)
         if steps and len(x) > 2:
-            found = minimize(_loss, self.theta, args=(_squares(x, groups, count), z), jac=True, method="L-BFGS-B",
+            at = np.linspace(0, len(x) - 1, min(len(x), LEARNT_FROM)).astype(int)
+            found = minimize(_loss, self.theta, args=(_squares(x[at], groups, count), z[at]), jac=True, method="L-BFGS-B",
                              bounds=[(LOW, HIGH)] * (count + 1) + [(-14.0, 1.0)], options={"maxiter": steps})
             if np.isfinite(found.fun):
                 self.theta = np.asarray(found.x)

@@ -197,6 +197,8 @@ class SurrogateSampler(BaseSampler):
         """A fresh configuration that covers the space: from each class of cost one, far from what was tried; where nothing is known of
         costs, every second one is drawn blindly (the farthest are rarely small)."""
         assert self._inputs is not None
+        if len(begun) >= 4 * self.initial:  # so many workers that they cover the space anyhow
+            return self._drawn(seen)
         drawn = fresh(self.domain, FAR * max(self.initial // 4, 1), seen=seen, rng=self.rng)
         if not drawn:
             return None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nasvit.search import gaussian
 from nasvit.search.gaussian import GaussianProcess, Watch, _loss
 
 
@@ -27,6 +28,20 @@ def test_it_predicts_what_it_has_not_seen_and_knows_how_well() -> None:
     mean, deviation = process.predict(x[120:])
     assert np.corrcoef(mean, y[120:])[0, 1] > 0.98
     assert 0.3 < np.sqrt(np.mean(((mean - y[120:]) / deviation) ** 2)) < 2
+
+
+def test_lengths_are_learned_from_a_part_of_many_points_and_predictions_use_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(gaussian, "LEARNT_FROM", 60)
+    monkeypatch.setattr(gaussian, "_squares", lambda x, *rest, whole=gaussian._squares: (asked.append(len(x)), whole(x, *rest))[1])
+    x, y = data(200)
+    errors = []
+    for n in (60, 200):
+        process = GaussianProcess()
+        process.fit(x[:n], y[:n])
+        errors.append(np.abs(process.mean(x[100:]) - y[100:]).mean())
+    assert asked == [60, 60] and process.predict(x)[0].shape == (200,)
+    assert errors[1] < 0.1 * errors[0]  # it has seen these
 
 
 def test_noise_is_estimated_in_the_unit_of_the_values() -> None:
