@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from nasvit.results.record import TrialRecord, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
 from nasvit.search.progress import Progress
-from nasvit.search.prune_choice import choose, nearer, within
+from nasvit.search.prune_choice import choose, kin, nearer, shape, within
 from nasvit.search.prune_result import write_result
 from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
@@ -55,7 +56,7 @@ PROBES, RETIMED = "probes.json", "retimed.json"
 AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
 LAST = 0.1
-"""The last trials (this share of the budget) come back to the best plan where it leaves time unused."""
+"""The last trials (this share of the budget) come back to the best plan where it leaves time unused, the very last to one next to it."""
 RECOVERY = (0.1, 0.3, 1.0)
 """Shares of the recovery's steps at the rungs behind the first, which trains nothing."""
 RECIPE = {"lr": 2e-4, "warmup": 0.1, "distill_weight": 0.5}
@@ -244,9 +245,15 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     def due(left: int) -> dict[str, Any] | None:
         if start.target_ms is None or left > max(2, round(LAST * experiment.budget)):
             return None
-        if done := within(seen, limits=limits):
-            retimed(choose(done, images=images, target_ms=start.target_ms, again=again))
-        return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed), again=again)
+        done = within(seen, limits=limits)
+        if not done:
+            return None
+        retimed(choose(done, images=images, target_ms=start.target_ms, again=again))
+        found = nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed), again=again)
+        if found is None and left == 1:
+            best = choose(done, images=images, target_ms=start.target_ms, again=again)
+            return kin(shape(best), values=space.parameters(), rng=random.Random(f"{experiment.seed} {len(seen)}"))
+        return found
 
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,

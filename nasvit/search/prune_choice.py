@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -59,3 +60,21 @@ def nearer(seen: Sequence[TrialRecord], *, limits: Mapping[str, float], images: 
     if timed(best, again) >= NEAR * aim_ms:
         return None
     return shape(best)
+
+
+def kin(of: Mapping[str, Any], *, values: Mapping[str, Sequence[Any]], rng: random.Random) -> dict[str, Any]:
+    """The choices `of` a plan with one of them a step higher or lower, of those that `values` has in order (another, where they are names).
+
+    The last trial tries a plan next to the best: how fast a plan of quite another shape is, is predicted too badly for a trial after
+    which none comes back to it.
+    """
+    steps = [(name, value) for name, old in of.items() for value in _beside(old, values.get(name, ()))]
+    name, value = rng.choice(steps) if steps else ("", None)
+    return {**of, name: value} if steps else dict(of)
+
+
+def _beside(old: Any, values: Sequence[Any]) -> list[Any]:
+    if isinstance(old, str):
+        return [v for v in values if v != old]
+    at = list(values).index(old) if old in values else -1
+    return [*values[max(0, at - 1) : at], *values[at + 1 : at + 2]] if at >= 0 else []

@@ -259,20 +259,22 @@ class SurrogateSampler(BaseSampler):
         else:
             candidates, gains = self._climbed(judge, evidence, seen)
             batch = self._inputs.batch(candidates)
-        second = self._second(judge, evidence)
-        chosen: list[Params] = []
-        while len(batch) and len(chosen) < count:
-            if chosen:
-                gains = judge(batch)
+        if count > 1:
             order = np.argsort(-gains, kind="stable")[:SHORT]
-            best = order[:SCORED]
+            batch, gains = batch.part(order).watched(), gains[order]
+        second = self._second(judge, evidence)
+        taken: list[int] = []
+        while len(taken) < min(count, len(batch)):
+            if taken:
+                judge.believe(batch.part(np.array(taken[-1:])))
+                gains = judge(batch)
+                gains[taken] = -np.inf
+            best = np.argsort(-gains, kind="stable")[: min(SCORED, len(batch) - len(taken))]
             if second is not None:
-                best = best[np.argsort(-second(judge, batch.part(best), [*running.params, *chosen]), kind="stable")]
-            chosen.append(batch.params[int(best[0])])
-            if len(chosen) < count:
-                judge.believe(batch.part(best[:1]))
-                batch = batch.part(order[order != best[0]])
-        return chosen
+                running_too = [*running.params, *(batch.params[i] for i in taken)]
+                best = best[np.argsort(-second(judge, batch.part(best), running_too), kind="stable")]
+            taken.append(int(best[0]))
+        return [batch.params[i] for i in taken]
 
     def _second(self, judge: Judge, evidence: Evidence) -> Callable[[Judge, Batch, Sequence[Params]], Array] | None:
         """What candidates are worth, beside running ones, by a model that is given zero-cost scores too; None where these say nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ from nasvit.pruning.space import PruneSpace
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search import prune as session
-from nasvit.search.prune_choice import choose, nearer, within
+from nasvit.search.prune_choice import choose, kin, nearer, within
 from nasvit.search.prune_result import write_result
 from tests.pruning_models import make, timm, wake
 
@@ -187,6 +188,16 @@ def test_the_last_trials_come_back_to_the_best_plan_where_it_leaves_time_unused(
     over = replace(best, objectives={**best.objectives, "latency_ms": 9.9}, latency={**best.latency, "ci_high_ms": 10.4})
     assert asked(over, worse) is None  # what is over the target is never chosen, and the other uses the time
     assert asked(timed(0, accuracy=0.9, upper_ms=9.8, heads=0.5, strength=80), worse) is None
+
+
+def test_a_plans_kin_differs_by_one_step_of_one_choice() -> None:
+    values = {"heads": (0.0, 0.25, 0.5, 0.75, 1.0), "mlp": (0.0, 0.25, 0.5), "operator": ("merge", "topk_fuse")}
+    best = {"heads": 0.5, "mlp": 0.0, "operator": "merge"}
+    found = [kin(best, values=values, rng=random.Random(seed)) for seed in range(60)]
+    changes = {tuple((n, v) for n, v in one.items() if best[n] != v) for one in found}
+    assert changes == {(("heads", 0.25),), (("heads", 0.75),), (("mlp", 0.25),), (("operator", "topk_fuse"),)}
+    assert kin({"mlp": 0.5}, values={"mlp": (0.5,)}, rng=random.Random(0)) == {"mlp": 0.5}  # nothing else to try
+    assert kin(best, values={}, rng=random.Random(0)) == best
 
 
 def test_what_was_measured_again_counts_with_its_mean() -> None:
