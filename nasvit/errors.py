@@ -27,6 +27,10 @@ class MeasurementError(NasvitError):
     """A measurement that cannot be trusted, or could not be made."""
 
 
+class UnstableError(MeasurementError):
+    """A latency that stayed noisy or drifting up to the bound of attempts: another moment may be calmer."""
+
+
 class DeviceLostError(MeasurementError):
     """A device that hung or answered nonsense time after time; it is asked no more."""
 

@@ -9,7 +9,7 @@ from statistics import median
 
 from nasvit.devices.stats import CALM, LatencyStats, check_times, disturbance, drift_of, overuse, slowness_of, summarise, summed
 from nasvit.devices.timing import PAIRS, REPEATS, Attempt, Repeat, Usage
-from nasvit.errors import MeasurementError
+from nasvit.errors import MeasurementError, UnstableError
 
 ATTEMPTS, ATTEMPTS_KEPT = 8, 2
 """Most attempts of a measurement, and of one whose noise is accepted."""
@@ -17,6 +17,8 @@ MOST_S = 8.0
 """No further attempt after so many seconds of timing: slow networks, which a neighbour disturbs least, have fewer attempts."""
 PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """After each disturbed attempt: what disturbs a machine for a moment is over by then. So many in a row end the measurement."""
+WAITS_S = (5.0, 20.0)
+"""Before what must have a figure is measured again."""
 NEEDED, NEEDED_FEW, NEEDED_LONG, FEW_S = 10, 25, 5, 3.0
 """Calm repeats of a figure; and of one whose repeats have under half of PAIRS: as many as FEW_S holds, from NEEDED_LONG to NEEDED_FEW.
 experiments/latency_truth.py shows how figures repeat."""
@@ -29,7 +31,7 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
     Attempts during which another process had the processor, or whose repeats drift, are thrown away. Of the others the calm repeats
     count, and add up until there are enough and their interval is narrow; where a machine never becomes calm, its calmest repeats
     count and widen the interval. level_ms: the reference's time alone on the calm machine (default: `scale`); seen: gets the times
-    alone of all repeats. Where nothing was stable: MeasurementError with the figures, or with noise="keep" the best with its verdict.
+    alone of all repeats. Where nothing was stable: UnstableError with the figures, or with noise="keep" the best with its verdict.
     Raises MeasurementError for absurd times, and where more processors work than threads were declared.
     """
     kept: list[Repeat] = []
@@ -77,10 +79,23 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
         best = min(bad, key=lambda stats: stats.half_width)
     if best.verdict == "stable" or noise == "keep":
         return replace(best, attempts=number)
-    raise MeasurementError(
+    raise UnstableError(
         f"no stable latency in {number} attempts: {best.verdict}, {best.note}; the best said {best.median_ms:.4g} ms "
         f"({best.ci_low_ms:.4g} to {best.ci_high_ms:.4g}), with the reference network {best.slowness:+.0%} slower than at calibration. "
         "End what else runs on the device, or accept such figures, each with its verdict, by ?noise=keep in the device")
+
+
+def patiently(measure: Callable[[], LatencyStats], *, sleep: Callable[[float], None] = time.sleep) -> LatencyStats:
+    """A figure without which nothing can go on: where it stays unstable it is measured again after pauses, twice.
+
+    A neighbour's work on the machine lasts for seconds, and an hour's search should not be without its result for it.
+    """
+    for pause in WAITS_S:
+        try:
+            return measure()
+        except UnstableError:
+            sleep(pause)
+    return measure()
 
 
 def _needed(attempt: Attempt) -> int:

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nasvit.cost import count
 from nasvit.data import DataSet, load, load_test
 from nasvit.data.augment import Normaliser
 from nasvit.devices import Device, LatencyStats, open_device
+from nasvit.devices.protocol import patiently
 from nasvit.errors import ConfigError, DataError, DeviceLostError, MeasurementError, RunError
 from nasvit.experiment import PruneExperiment, named_device, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
@@ -131,7 +133,7 @@ def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Sta
                        f"{before['dense']}, are {device.fingerprint} and {weights_id(dense)}")
     shape = (1, *input_shape(dense.plan))
     known = directory.read_json(out / "prune.json") if before and out is not None else {}
-    latency = known["dense"]["latency"] if known else device.measure(dense.module, input_shape=shape).to_dict()
+    latency = known["dense"]["latency"] if known else patiently(partial(device.measure, dense.module, input_shape=shape)).to_dict()
     accuracy = known["dense"]["accuracy"] if known else evaluate(dense.module, data.val, data=data, device=device.torch_device)[0]
     cost = count(dense.module, input_shape=shape)
     return Start(dense=dense, data=data, loaded=loaded, normalised=normalised, device=device, latency=latency, accuracy=accuracy,
@@ -338,7 +340,7 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
     module = slice_weights(start.dense, plan_of(chosen), read_weights(out / DENSE / SCORES))
     if chosen.checkpoint is not None:
         module.load_state_dict(read_weights(out / chosen.checkpoint))
-    again = start.device.measure(module, input_shape=(1, *input_shape(start.dense.plan))).to_dict()
+    again = patiently(partial(start.device.measure, module, input_shape=(1, *input_shape(start.dense.plan)))).to_dict()
     accuracy = evaluate(module, start.data.val, data=start.data, device=start.device.torch_device)[0]
     tested = _tested(module, experiment, start)
     written = write_result(module, out / "pruned", shape=input_shape(start.dense.plan), images={

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from nasvit.devices.protocol import ATTEMPTS, ATTEMPTS_KEPT, NEEDED, NEEDED_FEW, PAUSES_S, settle
+from nasvit.devices.protocol import ATTEMPTS, ATTEMPTS_KEPT, NEEDED, NEEDED_FEW, PAUSES_S, WAITS_S, patiently, settle
 from nasvit.devices.stats import LatencyStats
 from nasvit.devices.timing import PAIRS, Attempt, Repeat, Usage
-from nasvit.errors import MeasurementError
+from nasvit.errors import MeasurementError, UnstableError
 
 
 def attempt(*ratios: float, waited_s: float = 0.0, cpu_s: float = 0.5, wall_s: float = 0.5, alone_ms: float = 1.0,
@@ -120,3 +120,30 @@ def test_a_runtime_that_uses_more_processors_than_declared_is_an_error_either_wa
 def test_a_dead_clock_is_an_error() -> None:
     with pytest.raises(MeasurementError, match="zero, negative or not finite"):
         settled(attempt(0, 0, 0, 0, 0))
+
+
+def test_what_must_have_a_figure_is_measured_again_after_pauses_and_only_where_it_was_unstable() -> None:
+    good, pauses = settled(GOOD), list[float]()
+
+    def measured(*answers: LatencyStats | Exception) -> LatencyStats:
+        coming = iter(answers)
+
+        def measure() -> LatencyStats:
+            answer = next(coming)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        pauses.clear()
+        return patiently(measure, sleep=pauses.append)
+
+    assert measured(good) is good and pauses == []
+    assert measured(UnstableError("noisy"), good) is good and pauses == [WAITS_S[0]]
+    with pytest.raises(UnstableError, match="last"):
+        measured(UnstableError("noisy"), UnstableError("noisy"), UnstableError("the last"))
+    assert pauses == list(WAITS_S)
+    with pytest.raises(MeasurementError, match="no kernel"):
+        measured(MeasurementError("no kernel"), good)
+    assert pauses == []
+    with pytest.raises(UnstableError):
+        settled(attempt(1, 2.6, 0.4, 2.4, 0.3, wall_s=3.0, cpu_s=3.0))
