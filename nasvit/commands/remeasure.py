@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from nasvit.arch import Arch
 from nasvit.devices import Device, LatencyStats, open_device
+from nasvit.devices.protocol import patiently
 from nasvit.errors import ConfigError, RunError
 from nasvit.models.build import build
 from nasvit.named import check_names
@@ -62,7 +64,8 @@ def _front_on(target: Device, run: Run, *, spec: str) -> list[Remeasured]:
         if record.latency is None:
             raise RunError(f"{run.path}: trial {record.trial} has no latency; it is not complete")
         arch = record.network()
-        now = measure(build(arch, seed=record.seed), device=target, input_shape=(1, arch.in_channels, *arch.image_size))
+        now = patiently(partial(measure, build(arch, seed=record.seed), device=target,
+                                input_shape=(1, arch.in_channels, *arch.image_size)))
         found.append(Remeasured(trial=record.trial, arch_id=record.arch_id, recorded=LatencyStats.from_dict(record.latency), now=now,
                                 limit_ms=None if limit is None else float(limit)))
     if not found:
