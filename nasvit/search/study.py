@@ -23,9 +23,10 @@ from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.bounded import BoundedStorage
 from nasvit.search.domain import ArchDomain, Costs
+from nasvit.search.evidence import RUNG
 from nasvit.search.objectives import excess, known_of, told
 from nasvit.search.samplers import make_sampler
-from nasvit.search.surrogate import INITIAL, RUNG, SurrogateSampler
+from nasvit.search.surrogate import INITIAL, SurrogateSampler
 from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 from collections import ChainMap
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,14 +28,13 @@ from nasvit.results.front import non_dominated, ranks
 from nasvit.search.acquisition import SHORT, Judge, Modelled, believed, useful_quality, which_is_quality
 from nasvit.search.candidates import Batch, Inputs, Key, around, bred, fresh, key
 from nasvit.search.domain import Domain, LearnedDomain, Params
+from nasvit.search.evidence import Evidence, evidence_of
 from nasvit.search.gaussian import GaussianProcess
 from nasvit.search.telling import Columns, telling
 from nasvit.search.warp import warp_for
 
 Array = NDArray[np.float64]
 
-RUNG = "rung"
-"""A trial's user attribute: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any. None: the highest."""
 INITIAL = 10
 """Trials spread over the space before the model is asked."""
 FEW = 4
@@ -60,18 +58,6 @@ SCORED = 8
 """So many of the best candidates are given their zero-cost scores, where there are any, and are compared again."""
 FAR = 24
 """Of so many drawn configurations, or a fourth of them in each class of cost, the one farthest from all trials is an initial one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the finished trials say. done: those with values, in the order they came; y: (n, m) minimised; rung: (n,) share of the
-    highest; tried: these and the rejected; excess: (t,) their constraint, above 0 where a limit is passed."""
-
-    done: Batch
-    y: Array
-    rung: Array
-    tried: Batch
-    excess: Array
 
 
 class SurrogateSampler(BaseSampler):
@@ -144,7 +130,7 @@ class SurrogateSampler(BaseSampler):
             return None
         keys = [key(t.params) for t in trials]
         seen = ChainMap(self._tried(study, keys), dict.fromkeys(self._planned.values()))  # no copy of all that was ever tried
-        evidence = _evidence(trials, keys, inputs)
+        evidence = evidence_of(trials, keys, inputs)
         if len(evidence.tried) < self.initial:
             begun = [t.params for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
             return self._spread(inputs.batch(begun), seen)
@@ -226,7 +212,7 @@ class SurrogateSampler(BaseSampler):
         drawn = fresh(self.domain, FRESH, seen=seen, rng=self.rng)
         if not drawn:
             return None
-        passing = self._model(-1, evidence.tried.x, _strain(evidence)).predict(self._inputs.batch(drawn).x)[0]
+        passing = self._model(-1, evidence.tried.x, evidence.strain).predict(self._inputs.batch(drawn).x)[0]
         return drawn[int(passing.argmin())]
 
     def judge(self, evidence: Evidence, running: Batch) -> Judge:
@@ -239,7 +225,7 @@ class SurrogateSampler(BaseSampler):
             y, guess = evidence.y[:, j], evidence.done.guess[:, j]
             warp = warp_for(y, guess, quality=j == quality)
             modelled[j] = Modelled(process=self._model(j, evidence.done.x, warp.forward(y, guess)), warp=warp)
-        limits = self._model(-1, evidence.tried.x, _strain(evidence)) if (evidence.excess > 0).any() else None
+        limits = self._model(-1, evidence.tried.x, evidence.strain) if (evidence.excess > 0).any() else None
         points = believed(evidence.y, evidence.rung, evidence.done, modelled, quality)
         seen = np.where(evidence.rung[:, None] < 1, points, evidence.y)  # whether a cheap trial was worth it is a matter of record
         useful = np.inf if quality is None or m == 1 or self.domain.all_useful else useful_quality(
@@ -341,7 +327,7 @@ class SurrogateSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False)
         inputs = self._understand(study, trials)
         keys = [key(t.params) for t in trials]
-        evidence = None if inputs is None else _evidence(trials, keys, inputs)
+        evidence = None if inputs is None else evidence_of(trials, keys, inputs)
         if inputs is None or evidence is None or len(evidence.tried) < self.initial or len(evidence.done) < FEW:
             return None
         seen = self._tried(study, keys)
@@ -384,21 +370,3 @@ def _signs(study: Study) -> Array:
 def _of_signs(inputs: Inputs | None) -> Array:
     assert inputs is not None
     return inputs.signs
-
-
-def _strain(evidence: Evidence) -> Array:
-    return np.asarray(np.arcsinh(4 * evidence.excess))
-
-
-def _evidence(trials: Sequence[FrozenTrial], keys: Sequence[Key], inputs: Inputs) -> Evidence:
-    """Of the finished trials, in the order they ended. keys: of every trial's parameters."""
-    ended = [(t, k) for t, k in zip(trials, keys, strict=True) if t.state == TrialState.COMPLETE and k and np.all(np.isfinite(t.values))]
-    ended.sort(key=lambda e: (e[0].datetime_complete is None, e[0].datetime_complete, e[0].number))
-    tried = inputs.batch([t.params for t, _ in ended], keys=[k for _, k in ended])
-    strain = [max(t.constraints.values(), default=-1.0) for t, _ in ended]
-    kept = [i for i, (t, _) in enumerate(ended) if t.user_attrs.get(RUNG) != 0 and strain[i] <= 0]
-    done = [ended[i][0] for i in kept]
-    top = max((int(t.user_attrs.get(RUNG, 1)) for t in done), default=1)
-    rung = np.array([int(t.user_attrs.get(RUNG, top)) / top for t in done])
-    y = np.array([t.values for t in done], dtype=float).reshape(len(done), len(inputs.signs)) * inputs.signs
-    return Evidence(done=tried.part(np.array(kept, dtype=np.int64)).at(rung), y=y, rung=rung, tried=tried, excess=np.array(strain))

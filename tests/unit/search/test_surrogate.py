@@ -15,7 +15,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from nasvit.results.front import hypervolume
 from nasvit.search.candidates import key
 from nasvit.search.domain import ArchDomain, LearnedDomain, at_share, share_of, values_of
-from nasvit.search.surrogate import EXPLORE, RUNG, SurrogateSampler, _evidence, expected_gain
+from nasvit.search.evidence import RUNG, evidence_of
+from nasvit.search.surrogate import EXPLORE, SurrogateSampler, expected_gain
 from nasvit.search.telling import telling
 from nasvit.space import SearchSpace
 
@@ -237,7 +238,7 @@ def test_a_poor_quality_is_held_useless_only_where_configurations_may_compute_no
     trials = search(sampler, trials=14).get_trials()
     inputs = sampler._inputs
     assert inputs is not None
-    evidence = _evidence(trials, [key(t.params) for t in trials], inputs)
+    evidence = evidence_of(trials, [key(t.params) for t in trials], inputs)
     lines = [sampler.judge(evidence, inputs.batch([])).useful for _ in range(20)]
     assert np.isinf(lines).all() == all_useful
     assert ArchDomain.all_useful

@@ -1,0 +1,48 @@
+"""What a study's finished trials say to the surrogate sampler, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from nasvit.search.candidates import Batch, Inputs, Key
+
+Array = NDArray[np.float64]
+
+RUNG = "rung"
+"""A trial's user attribute: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any. None: the highest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the finished trials say. done: those with values, in the order they came; y: (n, m) minimised; rung: (n,) share of the
+    highest; tried: these and the rejected; excess: (t,) their constraint, above 0 where a limit is passed."""
+
+    done: Batch
+    y: Array
+    rung: Array
+    tried: Batch
+    excess: Array
+
+    @property
+    def strain(self) -> Array:
+        """(t,) how far each is from its limits, in a scale that a process can learn."""
+        return np.asarray(np.arcsinh(4 * self.excess))
+
+
+def evidence_of(trials: Sequence[FrozenTrial], keys: Sequence[Key], inputs: Inputs) -> Evidence:
+    """Of the finished trials, in the order they ended. keys: of every trial's parameters."""
+    ended = [(t, k) for t, k in zip(trials, keys, strict=True) if t.state == TrialState.COMPLETE and k and np.all(np.isfinite(t.values))]
+    ended.sort(key=lambda e: (e[0].datetime_complete is None, e[0].datetime_complete, e[0].number))
+    tried = inputs.batch([t.params for t, _ in ended], keys=[k for _, k in ended])
+    strain = [max(t.constraints.values(), default=-1.0) for t, _ in ended]
+    kept = [i for i, (t, _) in enumerate(ended) if t.user_attrs.get(RUNG) != 0 and strain[i] <= 0]
+    done = [ended[i][0] for i in kept]
+    top = max((int(t.user_attrs.get(RUNG, 1)) for t in done), default=1)
+    rung = np.array([int(t.user_attrs.get(RUNG, top)) / top for t in done])
+    y = np.array([t.values for t in done], dtype=float).reshape(len(done), len(inputs.signs)) * inputs.signs
+    return Evidence(done=tried.part(np.array(kept, dtype=np.int64)).at(rung), y=y, rung=rung, tried=tried, excess=np.array(strain))
