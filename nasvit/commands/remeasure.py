@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import nn
 
 from nasvit.arch import Arch
 from nasvit.devices import Device, LatencyStats, open_device
-from nasvit.devices.protocol import patiently
 from nasvit.errors import ConfigError, RunError
 from nasvit.models.build import build
 from nasvit.named import check_names
@@ -64,18 +62,12 @@ def _front_on(target: Device, run: Run, *, spec: str) -> list[Remeasured]:
         if record.latency is None:
             raise RunError(f"{run.path}: trial {record.trial} has no latency; it is not complete")
         arch = record.network()
-        now = patiently(partial(measure, build(arch, seed=record.seed), device=target,
-                                input_shape=(1, arch.in_channels, *arch.image_size)))
+        now = target.measure(build(arch, seed=record.seed), input_shape=(1, arch.in_channels, *arch.image_size), patient=True)
         found.append(Remeasured(trial=record.trial, arch_id=record.arch_id, recorded=LatencyStats.from_dict(record.latency), now=now,
                                 limit_ms=None if limit is None else float(limit)))
     if not found:
         raise RunError(f"{run.path}: the front is empty; no trial is complete")
     return found
-
-
-def measure(module: nn.Module, *, device: Device, input_shape: tuple[int, ...]) -> LatencyStats:
-    """Latency while no training step runs on the device's machine; input_shape is (B, C, H, W)."""
-    return device.measure(module, input_shape=input_shape)
 
 
 def network_of(path: Path) -> tuple[nn.Module, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.devices import calibration
-from nasvit.devices.protocol import settle
+from nasvit.devices.protocol import patiently, settle
 from nasvit.devices.spec import NOISE, DeviceSpec
 from nasvit.devices.stats import LatencyStats, quantile
 from nasvit.devices.timing import Attempt
@@ -110,13 +110,18 @@ class Device(ABC):
         self.reference_ms = self.scale.reference_ms
         return self.reference_ms
 
-    def measure(self, module: nn.Module, *, input_shape: tuple[int, ...]) -> LatencyStats:
+    def measure(self, module: nn.Module, *, input_shape: tuple[int, ...], patient: bool = False) -> LatencyStats:
         """Latency of one inference of a batch of `input_shape` (B, C, H, W), alone on the machine; see `Prepared.measure`.
 
-        Calibrates first if there is no `reference_ms`.
+        Calibrates first if there is no `reference_ms`. patient: for a figure that a run cannot do without; see `patiently`.
         """
-        with self.prepared(module, input_shape=input_shape) as ready, self.alone():
-            return ready.measure()
+        with self.prepared(module, input_shape=input_shape) as ready:
+
+            def once() -> LatencyStats:
+                with self.alone():
+                    return ready.measure()
+
+            return patiently(once) if patient else once()
 
     def peak_memory_mb(self, module: nn.Module, *, input_shape: tuple[int, ...]) -> float:
         """Peak memory of one inference of a batch of `input_shape`; see `Prepared.peak_memory_mb`."""

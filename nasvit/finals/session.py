@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import nn
 from nasvit.cost import count
 from nasvit.data import DataSet, load_test
 from nasvit.devices import Device, machine_lock
-from nasvit.devices.protocol import patiently
 from nasvit.errors import ConfigError, DataError, MeasurementError, RunError, UnsupportedOpError
 from nasvit.finals.history import History
 from nasvit.finals.plan import EPOCHS, FinalPlan
@@ -170,7 +168,7 @@ def _remeasured(place: Path, subject: Subject, metrics: dict[str, Any], *, devic
     module = subject.make(image_size=size, in_channels=channels, num_classes=len(data["class_names"]), seed=seed)
     known = {key: value for key, value in metrics.items() if key != "latency_missing"}
     try:
-        metrics = {**known, "latency": patiently(partial(device.measure, module, input_shape=(1, channels, *size))).to_dict()}
+        metrics = {**known, "latency": device.measure(module, input_shape=(1, channels, *size), patient=True).to_dict()}
     except MeasurementError as error:
         metrics = {**known, "latency": None, "latency_missing": str(error)}
     write_json(place / METRICS, metrics)

@@ -131,7 +131,7 @@ class LearnedDomain:
     def neighbours(self, name: str, value: Any) -> Sequence[Any]:
         distribution = self._order[name]
         if not _thinned(distribution):
-            return _next_to(value, self._values[name], steps=name in self._ordered)
+            return next_to(value, self._values[name], steps=name in self._ordered)
         here = share_of(distribution, value)
         near = [at_share(distribution, min(max(here + step, 0.0), 1.0)) for step in (-1 / 15, -1 / 60, 1 / 60, 1 / 15)]
         return [v for v in dict.fromkeys(near) if v != value]
@@ -217,7 +217,7 @@ class ArchDomain:
 
     def neighbours(self, name: str, value: Any) -> Sequence[Any]:
         values = self.space.values_of(name)
-        return _next_to(value, values, steps=ordered(values))
+        return next_to(value, values, steps=ordered(values))
 
     def everything(self, most: int) -> Sequence[Params] | None:
         """Where the space is small: an Arch takes some tenths of a millisecond to complete and encode."""
@@ -333,7 +333,7 @@ def ordered(values: Sequence[Any]) -> bool:
     return numbers and all(a < b for a, b in pairwise(values))
 
 
-def _next_to(value: Any, values: Sequence[Any], *, steps: bool) -> Sequence[Any]:
+def next_to(value: Any, values: Sequence[Any], *, steps: bool) -> Sequence[Any]:
     """The values one step away, or all others."""
     if not steps or value not in values:
         return [v for v in values if v != value]

@@ -64,7 +64,7 @@ class Loop:
                  evaluate: Callable[[Job], TrialRecord], records: Sequence[TrialRecord] = (),
                  on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None,
                  network: Callable[[TrialRecord], Any] = TrialRecord.network, scores: Scores | None = None,
-                 screen: Screen | None = None, due: Callable[[int], Mapping[str, Any] | None] = lambda left: None,
+                 screen: Screen | None = None, due: Callable[[int], Sequence[Mapping[str, Any]]] = lambda left: (),
                  settled: Callable[[TrialRecord], object] = lambda record: None) -> None:
         self.experiment, self.settings, self.engine, self.path = experiment, settings, engine, path
         self.evaluate, self.progress, self.on_record, self.network = evaluate, progress, on_record, network

@@ -24,7 +24,6 @@ from nasvit.cost import count
 from nasvit.data import DataSet, load, load_test
 from nasvit.data.augment import Normaliser
 from nasvit.devices import Device, LatencyStats, open_device
-from nasvit.devices.protocol import patiently
 from nasvit.errors import ConfigError, DataError, DeviceLostError, MeasurementError, RunError
 from nasvit.experiment import PruneExperiment, named_device, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
@@ -40,8 +39,8 @@ from nasvit.results.record import TrialRecord, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
 from nasvit.search.progress import Progress
-from nasvit.search.prune_choice import choose, kin, nearer, shape, within
-from nasvit.search.prune_result import write_result
+from nasvit.search.prune_choice import choose, kin, nearer, within
+from nasvit.search.prune_result import relative_difference, write_result
 from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
 from nasvit.search.session import Bound, check, search_bound
@@ -133,7 +132,7 @@ def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Sta
                        f"{before['dense']}, are {device.fingerprint} and {weights_id(dense)}")
     shape = (1, *input_shape(dense.plan))
     known = directory.read_json(out / "prune.json") if before and out is not None else {}
-    latency = known["dense"]["latency"] if known else patiently(partial(device.measure, dense.module, input_shape=shape)).to_dict()
+    latency = known["dense"]["latency"] if known else device.measure(dense.module, input_shape=shape, patient=True).to_dict()
     accuracy = known["dense"]["accuracy"] if known else evaluate(dense.module, data.val, data=data, device=device.torch_device)[0]
     cost = count(dense.module, input_shape=shape)
     return Start(dense=dense, data=data, loaded=loaded, normalised=normalised, device=device, latency=latency, accuracy=accuracy,
@@ -173,7 +172,7 @@ def same(dense: Dense, model: nn.Module, data: DataSet) -> float:
     with torch.inference_mode():
         whole = slice_weights(dense, dense.plan, {})
         ours, theirs = whole(images), model.eval()(images)
-    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
+    difference = relative_difference(ours, theirs)
     if not difference <= IDENTITY:
         raise RunError(f"keeping everything does not give the dense model: its logits differ by {difference:.1e} (at most {IDENTITY:.0e}); "
                        "nothing was pruned")
@@ -244,18 +243,14 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
         again[str(best.trial)].append(stats.median_ms)
         directory.write_json(out / RETIMED, again)
 
-    def due(left: int) -> dict[str, Any] | None:
+    def due(left: int) -> list[dict[str, Any]]:
         if start.target_ms is None or left > max(2, round(LAST * experiment.budget)):
-            return None
-        done = within(seen, limits=limits)
-        if not done:
-            return None
-        retimed(choose(done, images=images, target_ms=start.target_ms, again=again))
-        found = nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed), again=again)
-        if found is None and left == 1:
-            best = choose(done, images=images, target_ms=start.target_ms, again=again)
-            return kin(shape(best), values=space.parameters(), rng=random.Random(f"{experiment.seed} {len(seen)}"))
-        return found
+            return []
+        if done := within(seen, limits=limits):
+            retimed(choose(done, images=images, target_ms=start.target_ms, again=again))
+        beside = partial(kin, values=space.parameters(), rng=random.Random(f"{experiment.seed} {len(seen)}")) if left == 1 else None
+        return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed), again=again,
+                      beside=beside)
 
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
@@ -340,7 +335,7 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
     module = slice_weights(start.dense, plan_of(chosen), read_weights(out / DENSE / SCORES))
     if chosen.checkpoint is not None:
         module.load_state_dict(read_weights(out / chosen.checkpoint))
-    again = patiently(partial(start.device.measure, module, input_shape=(1, *input_shape(start.dense.plan)))).to_dict()
+    again = start.device.measure(module, input_shape=(1, *input_shape(start.dense.plan)), patient=True).to_dict()
     accuracy = evaluate(module, start.data.val, data=start.data, device=start.device.torch_device)[0]
     tested = _tested(module, experiment, start)
     written = write_result(module, out / "pruned", shape=input_shape(start.dense.plan), images={

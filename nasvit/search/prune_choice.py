@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from nasvit.pruning.space import SOLVED
 from nasvit.results.record import TrialRecord, latest
+from nasvit.search.domain import next_to, ordered
 from nasvit.search.objectives import known_of, passed
 
 NEAR = 0.985
@@ -50,31 +51,24 @@ def shape(record: TrialRecord) -> dict[str, Any]:
 
 
 def nearer(seen: Sequence[TrialRecord], *, limits: Mapping[str, float], images: int, target_ms: float, aim_ms: float,
-           again: Again) -> dict[str, Any] | None:
+           again: Again, beside: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None) -> list[dict[str, Any]]:
     """Choices to solve for once more: those of the plan that would be chosen, where it is so much faster than `aim_ms`, which strengths are
-    solved for, that less could be taken away. What was measured of it tells the solver how to come nearer. Else None."""
+    solved for, that less could be taken away; what was measured of it tells the solver how to come nearer. Then, if anything is to be tried
+    there, what is `beside` them."""
     done = within(seen, limits=limits)
     if not done:
-        return None
+        return []
     best = choose(done, images=images, target_ms=target_ms, again=again)
-    if timed(best, again) >= NEAR * aim_ms:
-        return None
-    return shape(best)
+    once_more = [shape(best)] if timed(best, again) < NEAR * aim_ms else []
+    return once_more + (beside(shape(best)) if beside is not None else [])
 
 
-def kin(of: Mapping[str, Any], *, values: Mapping[str, Sequence[Any]], rng: random.Random) -> dict[str, Any]:
+def kin(of: Mapping[str, Any], *, values: Mapping[str, Sequence[Any]], rng: random.Random) -> list[dict[str, Any]]:
     """The choices `of` a plan with one of them a step higher or lower, of those that `values` has in order (another, where they are names).
 
     The last trial tries a plan next to the best: how fast a plan of quite another shape is, is predicted too badly for a trial after
     which none comes back to it.
     """
-    steps = [(name, value) for name, old in of.items() for value in _beside(old, values.get(name, ()))]
-    name, value = rng.choice(steps) if steps else ("", None)
-    return {**of, name: value} if steps else dict(of)
-
-
-def _beside(old: Any, values: Sequence[Any]) -> list[Any]:
-    if isinstance(old, str):
-        return [v for v in values if v != old]
-    at = list(values).index(old) if old in values else -1
-    return [*values[max(0, at - 1) : at], *values[at + 1 : at + 2]] if at >= 0 else []
+    near = [{**of, name: value} for name, old in of.items() if name in values
+            for value in next_to(old, values[name], steps=ordered(values[name]))]
+    return rng.sample(near, len(near))

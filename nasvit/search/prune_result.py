@@ -64,7 +64,12 @@ def _gives_back(back: nn.Module, module: nn.Module, probe: Tensor) -> bool:
         return False
     with torch.inference_mode():
         written, read = module(probe), back(probe)
-    return float((written - read).abs().max() / written.abs().max().clamp(min=1.0)) <= BACK
+    return relative_difference(read, written) <= BACK
+
+
+def relative_difference(logits: Tensor, truth: Tensor) -> float:
+    """Largest difference of two networks' logits, relative to the largest of `truth` (at least to 1)."""
+    return float((logits - truth).abs().max() / truth.abs().max().clamp(min=1.0))
 
 
 def attentions_differ(module: nn.Module, images: Tensor) -> float:
@@ -74,7 +79,7 @@ def attentions_differ(module: nn.Module, images: Tensor) -> float:
         for form in (False, True):
             set_fused(module, form)
             found.append(module(images))
-    return float((found[0] - found[1]).abs().max() / found[1].abs().max().clamp(min=1.0))
+    return relative_difference(found[0], found[1])
 
 
 def _onnx(module: nn.Module, folder: Path, *, shape: tuple[int, int, int], about: Mapping[str, Any]) -> dict[str, Any]:

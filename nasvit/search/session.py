@@ -51,7 +51,7 @@ class Bound:
     drifted: tuple[str, ...] = ()
     network: Callable[[TrialRecord], Any] = TrialRecord.network
     observe: Callable[[TrialRecord], object] = lambda record: None
-    due: Callable[[int], Mapping[str, Any] | None] = lambda left: None
+    due: Callable[[int], Sequence[Mapping[str, Any]]] = lambda left: ()
     notes: tuple[str, ...] = ()
 
 

@@ -61,13 +61,12 @@ class Proposal:
 class Proposer:
     """Asks and tells. `seen` maps every proposed arch id to its record, or to None while it is being evaluated.
 
-    due: from how many proposals are still to come, choices to be tried before the sampler is asked, None where there are none; those that
-    give nothing new are passed over.
+    due: from how many proposals are still to come, choices to be tried before the sampler is asked: the first that give something new.
     """
 
     def __init__(self, space: Space, *, sampler: str, seed: int, objectives: Sequence[str], limits: Mapping[str, float],
                  records: Sequence[TrialRecord] = (), scores: Scores | None = None, predict: Costs | None = None,
-                 due: Callable[[int], Mapping[str, Any] | None] = lambda left: None) -> None:
+                 due: Callable[[int], Sequence[Mapping[str, Any]]] = lambda left: ()) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.due = space, due
         self.objectives = tuple(objectives)
@@ -92,10 +91,10 @@ class Proposer:
         A repeated proposal gives way to a new neighbour: the sampler's choices with one to three of them drawn again. The repeat
         itself is told as failed; told with its values it would pull the sampler to where it already is.
         """
-        due = self.due(left)
-        found = None if due is None else self._new(partial(self.space.from_parameters, due))
-        if found is not None:
-            return found
+        for choices in self.due(left):
+            found = self._new(partial(self.space.from_parameters, choices))
+            if found is not None:
+                return found
         trial = self._ask()
         try:
             arch = self.space.suggest(trial)

@@ -12,7 +12,6 @@ Conditional spaces are whole configurations here: a proposal is planned before t
 from __future__ import annotations
 
 import random
-from collections import ChainMap
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -74,7 +73,6 @@ class SurrogateSampler(BaseSampler):
         self.initial = initial
         self._strata = self.rng.sample(range(initial), initial)
         self._plans: dict[int, Params] = {}
-        self._planned: dict[int, Key] = {}  # the plans' keys: with a thousand workers they are many
         self._models: dict[int, tuple[GaussianProcess, int]] = {}  # objective -> model, and how many points its lengths were fitted on
         self._inputs: Inputs | None = None
         self._whole: Batch | None = None  # every configuration, where they are few
@@ -99,7 +97,8 @@ class SurrogateSampler(BaseSampler):
         if not trial.system_attrs.get("fixed_params"):  # an enqueued trial has its plan
             plan = self.propose(study)
             if plan is not None:
-                self._plans[trial.number], self._planned[trial.number] = plan, key(plan)
+                self._plans[trial.number] = plan
+                self._seen[1][key(plan)] = None
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """The planned value, or a random one where the plan says nothing that fits."""
@@ -112,16 +111,13 @@ class SurrogateSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """The plan is done with."""
         self._plans.pop(trial.number, None)
-        place = self._planned.pop(trial.number, None)
-        if place is not None and self._seen[0] == study.study_name:
-            self._seen[1][place] = None
 
     # ---- choosing ---------------------------------------------------------------------------------------------------------
 
     def propose(self, study: Study) -> Params | None:
         """The next configuration, never one that the study has; None while nothing is known of the space."""
         if self._stock and self._seen[0] == study.study_name:
-            plan = self._next(ChainMap(self._seen[1], dict.fromkeys(self._planned.values())))
+            plan = self._next(self._seen[1])
             if plan is not None:
                 return plan
         trials = study.get_trials(deepcopy=False)
@@ -129,7 +125,7 @@ class SurrogateSampler(BaseSampler):
         if inputs is None:
             return None
         keys = [key(t.params) for t in trials]
-        seen = ChainMap(self._tried(study, keys), dict.fromkeys(self._planned.values()))  # no copy of all that was ever tried
+        seen = self._tried(study, keys)
         evidence = evidence_of(trials, keys, inputs)
         if len(evidence.tried) < self.initial:
             begun = [t.params for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
@@ -139,7 +135,7 @@ class SurrogateSampler(BaseSampler):
         if len(evidence.done) < FEW:
             return self._allowed(evidence, seen)
         running = inputs.batch([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
-        self._stock = self._best(evidence, running, seen, count=1 + len(self._planned) // STOCK)
+        self._stock = self._best(evidence, running, seen, count=1 + len(self._plans) // STOCK)
         return self._stock.pop(0) if self._stock else self._drawn(seen)
 
     def _next(self, seen: Collection[Key]) -> Params | None:
@@ -156,7 +152,7 @@ class SurrogateSampler(BaseSampler):
         return next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
 
     def _tried(self, study: Study, keys: Sequence[Key]) -> dict[Key, None]:
-        """What the study has and ever had: it may show a part of its trials."""
+        """What the study has, ever had (it may show a part of its trials), and is going to have."""
         if self._seen[0] != study.study_name:
             self._seen, self._stock = (study.study_name, {}), []
         self._seen[1].update((k, None) for k in keys if k)
@@ -248,7 +244,7 @@ class SurrogateSampler(BaseSampler):
         if count > 1:
             order = np.argsort(-gains, kind="stable")[:SHORT]
             batch, gains = batch.part(order).watched(), gains[order]
-        second = self._second(judge, evidence)
+        second = self._second(judge, evidence, like=batch.params[int(gains.argmax())]) if len(batch) else None
         taken: list[int] = []
         while len(taken) < min(count, len(batch)):
             if taken:
@@ -262,13 +258,14 @@ class SurrogateSampler(BaseSampler):
             taken.append(int(best[0]))
         return [batch.params[i] for i in taken]
 
-    def _second(self, judge: Judge, evidence: Evidence) -> Callable[[Judge, Batch, Sequence[Params]], Array] | None:
-        """What candidates are worth, beside running ones, by a model that is given zero-cost scores too; None where these say nothing."""
+    def _second(self, judge: Judge, evidence: Evidence, *, like: Params) -> Callable[[Judge, Batch, Sequence[Params]], Array] | None:
+        """What candidates are worth, beside running ones, by a model that is given zero-cost scores too; None where candidates `like` this
+        one have none, or they say nothing."""
         q, inputs = judge.quality, self._inputs
+        if q is None or not self.domain.scores(like):
+            return None
         assert inputs is not None
         rows = [self.domain.scores(p) for p in evidence.done.params]
-        if q is None or not any(rows):
-            return None
         columns = Columns.of(rows)
         chosen = telling(columns(rows), judge.points[: len(rows), q], evidence.done.x[:, inputs.costs])
         if not chosen:

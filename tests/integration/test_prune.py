@@ -6,6 +6,8 @@ Whether targets are met is measured by experiments/prune_targets.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from nasvit.data import load as load_data
 from nasvit.data import load_test
 from nasvit.devices import LatencyStats
 from nasvit.devices.base import Prepared
+from nasvit.devices.local import Cpu
 from nasvit.errors import CheckpointError, ConfigError, DataError, MeasurementError, NasvitError, RunError
 from nasvit.experiment import PruneExperiment
 from nasvit.named import make_named
@@ -32,6 +35,7 @@ from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search import prune as session
 from nasvit.search import prune_siblings
 from nasvit.search.prune import prune, target_of
+from nasvit.search.prune_choice import shape
 from nasvit.training import evaluate
 from tests.pruning_models import timm, wake
 
@@ -113,6 +117,22 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntime, "missing", lambda self: "not wanted")
 
 
+@pytest.fixture
+def by_size(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's milliseconds follow from its parameters."""
+    prepare_it, stats, ms = Cpu.prepared, Prepared.measure, [1.0]
+
+    @contextmanager
+    def prepared(self: Cpu, module: nn.Module, *, input_shape: tuple[int, ...]) -> Iterator[Prepared]:
+        ms[0] = 1e-4 * sum(p.numel() for p in module.parameters())
+        with prepare_it(self, module, input_shape=input_shape) as ready:
+            yield ready
+
+    monkeypatch.setattr(Cpu, "prepared", prepared)
+    monkeypatch.setattr(Prepared, "measure", lambda self: replace(
+        stats(self), median_ms=ms[0], ci_low_ms=0.99 * ms[0], ci_high_ms=1.01 * ms[0]))
+
+
 def tiny(channels: int = 1, classes: int = 10) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -160,6 +180,16 @@ def test_a_run_goes_on_only_with_what_its_records_were_made_with(small: PruneExp
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept  # refused before anything is written
     after = prune(small.model_copy(update={"budget": 2, "minutes": 9.0}), out=out, resume=True)
     assert len(read(out / "records.jsonl")) == 2 and after["dense"] == before["dense"]
+
+
+@pytest.mark.usefixtures("by_size")
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_last_trial_comes_back_to_the_best_plan_or_to_one_beside_it(small: PruneExperiment, seed: int, tmp_path: Path) -> None:
+    few = small.model_copy(update={"budget": 4, "target": "0.7x", "seed": seed, "choices": ("heads", "mlp", "depth")})
+    prune(few, out=tmp_path / "run")
+    *before, last = [shape(r) for r in read(tmp_path / "run" / "records.jsonl") if r.status == "complete"]
+    assert len(before) == 3
+    assert min(sum(last[name] != one[name] for name in last) for one in before) <= 1
 
 
 @pytest.mark.usefixtures("quick")

@@ -34,8 +34,8 @@ class FakeDevice:
     def __init__(self, median_ms: float) -> None:
         self.median_ms = median_ms
 
-    def measure(self, module: object, *, input_shape: tuple[int, ...]) -> LatencyStats:
-        assert input_shape == (1, 1, 16, 16)
+    def measure(self, module: object, *, input_shape: tuple[int, ...], patient: bool) -> LatencyStats:
+        assert input_shape == (1, 1, 16, 16) and patient
         return replace(STATS, median_ms=self.median_ms)
 
     def close(self) -> None:

@@ -6,18 +6,20 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nasvit.devices import calibration, open_device, timing
-from nasvit.devices.base import FEW_LEVELS, LEVELS
+from nasvit.devices import LatencyStats, calibration, open_device, protocol, timing
+from nasvit.devices.base import FEW_LEVELS, LEVELS, Prepared
 from nasvit.devices.form import fill_zeros_, inference_form
 from nasvit.devices.local import Cpu, fingerprint_of
 from nasvit.devices.reference import make_reference
-from nasvit.errors import ConfigError, MeasurementError
+from nasvit.errors import ConfigError, MeasurementError, UnstableError
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,36 @@ def test_a_network_that_needs_more_memory_than_there_is_is_refused_before_it_run
     with pytest.raises(MeasurementError, match="over 1 MB, which is what this machine can give"):
         open_device("cpu", reference_ms=1.0).measure(large, input_shape=(1, 100))
     assert ran == []
+
+
+def test_what_a_run_cannot_do_without_is_measured_again_with_the_machine_free_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    alone, measure = Cpu.alone, Prepared.measure
+
+    @contextmanager
+    def watched(self: Cpu) -> Iterator[None]:
+        with alone(self):
+            events.append("taken")
+            try:
+                yield
+            finally:
+                events.append("free")
+
+    def unstable_at_first(self: Prepared) -> LatencyStats:
+        events.append("measured")
+        if events.count("measured") % 2:
+            raise UnstableError("a neighbour")
+        return measure(self)
+
+    monkeypatch.setattr(protocol, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(Cpu, "alone", watched)
+    monkeypatch.setattr(Prepared, "measure", unstable_at_first)
+    device = open_device("cpu", reference_ms=1.0)
+    with pytest.raises(UnstableError):
+        device.measure(nn.Flatten(), input_shape=(1, 3, 4, 4))
+    events.clear()
+    assert device.measure(nn.Flatten(), input_shape=(1, 3, 4, 4), patient=True).median_ms > 0
+    assert events == ["taken", "measured", "free"] * 2
 
 
 def test_a_dead_clock_is_a_measurement_error(monkeypatch: pytest.MonkeyPatch) -> None:

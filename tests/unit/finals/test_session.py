@@ -148,9 +148,9 @@ def test_the_latency_is_measured_after_the_training_once(digits: data.DataSet, t
     class Watch:
         calls = 0
 
-        def measure(self, module: Any, *, input_shape: tuple[int, ...]) -> Stats:
+        def measure(self, module: Any, *, input_shape: tuple[int, ...], patient: bool) -> Stats:
             Watch.calls += 1
-            assert input_shape == (1, 1, 16, 16)
+            assert input_shape == (1, 1, 16, 16) and patient
             return Stats()
 
     for _ in range(2):
@@ -160,11 +160,11 @@ def test_the_latency_is_measured_after_the_training_once(digits: data.DataSet, t
 
 def test_a_latency_that_cannot_be_measured_now_is_measured_the_next_time(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path) -> None:
     class Noisy:
-        def measure(self, module: Any, *, input_shape: tuple[int, ...]) -> Any:
+        def measure(self, module: Any, *, input_shape: tuple[int, ...], patient: bool) -> Any:
             raise MeasurementError("no stable latency")
 
     class Calm:
-        def measure(self, module: Any, *, input_shape: tuple[int, ...]) -> Any:
+        def measure(self, module: Any, *, input_shape: tuple[int, ...], patient: bool) -> Any:
             return SimpleNamespace(to_dict=lambda: {"median_ms": 2.0})
 
     subject = Subject.of_arch(tiny_arch)

@@ -49,10 +49,11 @@ def test_a_repeated_proposal_gives_way_to_a_neighbour_and_is_told_as_failed() ->
 
 def test_what_is_due_goes_before_the_sampler_and_is_passed_over_once_it_is_known() -> None:
     wanted = {"s0.embed_dim": 16, "s0.depth": 2, "s0.mlp": 32}
+    then = {**wanted, "s0.mlp": 64}
     told: list[int] = []
-    asked = proposer(due=lambda left: told.append(left) or wanted)
-    first, second = asked.propose(left=2), asked.propose(left=1)
-    assert first.params == wanted and second.params != wanted and told == [2, 1]
+    asked = proposer(due=lambda left: told.append(left) or (wanted, then))
+    first, second, third = asked.propose(left=3), asked.propose(left=2), asked.propose(left=1)
+    assert first.params == wanted and second.params == then and third.params not in (wanted, then) and told == [3, 2, 1]
 
 
 def test_a_rejected_trial_is_told_as_infeasible_and_a_failed_one_as_failed() -> None:
