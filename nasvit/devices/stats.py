@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from nasvit.devices.timing import Attempt, Repeat, Usage
 from nasvit.errors import MeasurementError
@@ -132,6 +131,8 @@ def relative_half_width(repeats: Sequence[Repeat]) -> float:
 
     Two figures of n repeats each differ by sqrt(2) times the error of one; the sessions add theirs.
     """
+    from scipy.special import stdtrit  # its import takes a fifth of a second, which a worker that only trains would wait for
+
     own = bootstrap_error(repeats)
     return float(stdtrit(len(repeats) - 1, 0.95)) * math.sqrt(2 * (own**2 + SESSION_SPREAD**2))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from nasvit.engines import parcels
 from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits, Node, OverLimitError, WorkerError, portable, resident_mb, told
-from nasvit.engines.ray_access import HELP, check_reachable, check_token, require_own_token
+from nasvit.engines.ray_access import HELP, check_reachable, check_token, require_own_token, running_cluster
 from nasvit.errors import ConfigError, NasvitError
 
 OBJECT_STORE_BYTES = 100 * 1024**2
@@ -43,8 +43,7 @@ class RayEngine(Engine):
     """
 
     def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS, address: str | None = None, gpus: float = 0.0) -> None:
-        address = address or os.environ.get("RAY_ADDRESS")
-        address = None if address == "local" else address
+        address = running_cluster(address)
         self.elsewhere = address is not None
         self.workers, self.limits = workers, limits
         self._ray, self._started = _connected(address, workers=workers)

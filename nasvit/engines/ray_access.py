@@ -23,6 +23,12 @@ HELP = ("make one with `ray get-auth-token --generate`, give ~/.ray/auth_token t
         "started or joined")
 
 
+def running_cluster(address: str | None) -> str | None:
+    """The running cluster that is meant: `address`, else RAY_ADDRESS; None for a local one to be started."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
+
+
 def host_of(address: str) -> tuple[str, int]:
     """Host and port of `host:port` or `ray://host:port`; raises ConfigError for anything else."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -26,6 +26,11 @@ Params = Mapping[str, Any]
 Known = Callable[[Params], Mapping[int, float]]
 Costs = Callable[[Arch], Mapping[str, float]]
 
+INITIAL = 10
+"""Trials spread over the space before a model is asked."""
+RUNG = "rung"
+"""A trial's user attribute: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any. None: the highest."""
+
 
 class Domain(Protocol):
     """What the surrogate sampler asks of a space. Parameters are Optuna's external values, by name.

@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from nasvit.search.candidates import Batch, Inputs, Key
+from nasvit.search.domain import RUNG
 
 Array = NDArray[np.float64]
-
-RUNG = "rung"
-"""A trial's user attribute: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any. None: the highest."""
 
 
 @dataclass(frozen=True, slots=True)

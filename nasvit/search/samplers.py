@@ -15,7 +15,6 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 from nasvit.errors import ConfigError
 from nasvit.registry import Registry, function
 from nasvit.search.domain import Domain
-from nasvit.search.surrogate import SurrogateSampler
 
 SAMPLERS: Registry[Callable[[int, Domain | None], BaseSampler]] = Registry("sampler", group="nasvit.samplers", check=function)
 
@@ -58,6 +57,8 @@ def gp(seed: int, domain: Domain | None) -> BaseSampler:
 @SAMPLERS.register("surrogate")
 def surrogate(seed: int, domain: Domain | None) -> BaseSampler:
     """nasvit's own: a Gaussian process on architectures, children of the front, expected hypervolume improvement."""
+    from nasvit.search.surrogate import SurrogateSampler  # with scipy a third of a second, which the others do not wait for
+
     return SurrogateSampler(seed=seed, domain=domain)
 
 

@@ -8,14 +8,16 @@ device where there is one, or empty, and learns from the measurements of the sea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nasvit.arch import Arch
 from nasvit.errors import ConfigError
 from nasvit.experiment import Experiment
-from nasvit.latency import LatencyModel
 from nasvit.results.record import TrialRecord
 from nasvit.search.evaluate import Settings
+
+if TYPE_CHECKING:  # it brings scipy's optimiser, which a search without a limit or profile does not wait for
+    from nasvit.latency import LatencyModel
 
 ENOUGH = 20
 """So many measured networks before anything is turned away."""
@@ -31,7 +33,7 @@ class Screen:
     def __init__(self, *, limits: Mapping[str, float], models: Mapping[str, LatencyModel] | None = None,
                  records: Iterable[TrialRecord] = ()) -> None:
         self.limits = {name: value for name, value in limits.items() if name.partition("@")[0] == "latency_ms"}
-        self.models = {**{name: LatencyModel() for name in self.limits}, **(models or {})}
+        self.models = {**{name: _empty() for name in self.limits}, **(models or {})}
         self._profiled = sorted(name for name, model in self.models.items() if model.ready)
         for record in records:
             self.observe(record)
@@ -69,6 +71,12 @@ class Screen:
         return None
 
 
+def _empty() -> LatencyModel:
+    from nasvit.latency import LatencyModel
+
+    return LatencyModel()
+
+
 def make_screen(experiment: Experiment, *, settings: Settings) -> Screen:
     """The screen of a search, with its profiles on the run's scale. Raises ConfigError for a profile of another device."""
     given = experiment.profile
@@ -77,6 +85,8 @@ def make_screen(experiment: Experiment, *, settings: Settings) -> Screen:
     devices = {"": (settings.reference_ms, settings.fingerprint), **{name: (ms, mark) for name, (_, ms, mark) in settings.others.items()}}
     models = {}
     for name, path in profiles.items():
+        from nasvit.latency import LatencyModel
+
         name = "" if name == first else name
         if name not in devices:
             raise ConfigError(f"profile {path}: the search has no device {name!r}; its devices are {', '.join(experiment.devices)}")

@@ -22,11 +22,9 @@ from nasvit.errors import ArchError, RunError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.bounded import BoundedStorage
-from nasvit.search.domain import ArchDomain, Costs
-from nasvit.search.evidence import RUNG
+from nasvit.search.domain import INITIAL, RUNG, ArchDomain, Costs
 from nasvit.search.objectives import excess, known_of, told
 from nasvit.search.samplers import make_sampler
-from nasvit.search.surrogate import INITIAL, SurrogateSampler
 from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 
@@ -113,8 +111,9 @@ class Proposer:
 
     def expected_gain(self, *, proposals: int) -> float | None:
         """The share of the front's hypervolume that the next proposals are expected to add; None where the sampler has no model of it."""
-        sampler = self.study.sampler
-        return sampler.expected_gain(self.study, proposals=proposals) if isinstance(sampler, SurrogateSampler) else None
+        from nasvit.search.surrogate import expected_gain  # with scipy a third of a second, which Optuna's samplers do not wait for
+
+        return expected_gain(self.study, proposals=proposals)
 
     def _dead(self, arch: Arch) -> bool:
         """Whether a first, random draw is not worth a trial: its zero-cost scores are degenerate. Never a ranking; and where nearly all

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nasvit.results.front import non_dominated, ranks
 from nasvit.search.acquisition import SHORT, Judge, Modelled, believed, useful_quality, which_is_quality
 from nasvit.search.candidates import Batch, Inputs, Key, around, bred, fresh, key
-from nasvit.search.domain import Domain, LearnedDomain, Params
+from nasvit.search.domain import INITIAL, Domain, LearnedDomain, Params
 from nasvit.search.evidence import Evidence, evidence_of
 from nasvit.search.gaussian import GaussianProcess
 from nasvit.search.telling import Columns, telling
@@ -34,8 +34,6 @@ from nasvit.search.warp import warp_for
 
 Array = NDArray[np.float64]
 
-INITIAL = 10
-"""Trials spread over the space before the model is asked."""
 FEW = 4
 """With fewer trials within the limits, the next is the one most likely to keep them."""
 EXPLORE = 0.05

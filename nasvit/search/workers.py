@@ -9,8 +9,10 @@ import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nasvit.engines import Engine, JobLimits, machine_mb, make_engine, resident_mb
+from nasvit.engines.ray_access import running_cluster
 from nasvit.experiment import Experiment
 
 NEEDED = "nasvit.search.evaluate"
@@ -24,12 +26,6 @@ class Workers:
     engine: Engine
     measuring: Engine | None = None
 
-    def warm(self) -> None:
-        """Start all of them now; each imports what its jobs need."""
-        for engine in (self.engine, self.measuring):
-            if engine is not None:
-                engine.warm(NEEDED)
-
     def shutdown(self, *, cancel: bool) -> None:
         """End all; measuring first, whose results become jobs of the other."""
         for engine in (self.measuring, self.engine):
@@ -37,16 +33,30 @@ class Workers:
                 engine.shutdown(cancel=cancel)
 
 
-def open_workers(experiment: Experiment) -> Workers:
-    """The experiment's engine. Of a cluster the workers train, and one process here measures.
+def open_workers(experiment: Experiment, *, warm: bool = False) -> Workers:
+    """The experiment's engine. Of a cluster the workers train, and one process here measures. warm: all start now, each importing what its
+    jobs need, and not with their first jobs; the one that measures while the cluster is joined, which takes a second.
 
     Raises ConfigError for an unknown engine, limits that it cannot hold, and a cluster that cannot be joined.
     """
     limits = job_limits(experiment)
+
+    def opened(name: str, **settings: Any) -> Engine:
+        engine = make_engine(name, limits=limits, **settings)
+        if warm:
+            engine.warm(NEEDED)
+        return engine
+
     if experiment.engine != "ray":
-        return Workers(engine=make_engine(experiment.engine, workers=experiment.workers, limits=limits))
-    engine = make_engine("ray", workers=experiment.workers, limits=limits, address=experiment.ray_address, gpus=experiment.gpus_per_worker)
-    return Workers(engine=engine, measuring=make_engine("processes", workers=1, limits=limits) if engine.elsewhere else None)
+        return Workers(engine=opened(experiment.engine, workers=experiment.workers))
+    measuring = opened("processes", workers=1) if running_cluster(experiment.ray_address) else None
+    try:
+        engine = opened("ray", workers=experiment.workers, address=experiment.ray_address, gpus=experiment.gpus_per_worker)
+    except BaseException:
+        if measuring is not None:
+            measuring.shutdown(cancel=True)
+        raise
+    return Workers(engine=engine, measuring=measuring)
 
 
 def warmed(experiment: Experiment, out: Path) -> Workers | None:
@@ -59,9 +69,7 @@ def warmed(experiment: Experiment, out: Path) -> Workers | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return None
-    workers = open_workers(experiment)
-    workers.warm()
-    return workers
+    return open_workers(experiment, warm=True)
 
 
 def job_limits(experiment: Experiment) -> JobLimits:

@@ -42,13 +42,13 @@ def test_a_random_baseline_has_the_minutes_of_its_search(tmp_path: Path, monkeyp
 
 def test_workers_are_warmed_only_for_a_run_that_nobody_searches_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr(workers, "open_workers", lambda experiment: opened.append(experiment) or SimpleNamespace(warm=lambda: None))
+    monkeypatch.setattr(workers, "open_workers", lambda experiment, *, warm: opened.append(experiment) or SimpleNamespace(warm=warm))
     experiment = Experiment(space="hybrid_tiny", engine="inline")
     assert workers.warmed(experiment, tmp_path / "none") is None
     assert workers.warmed(experiment, tmp_path) is None and not list(tmp_path.iterdir())  # no run, and nothing is written there
     (tmp_path / "env.json").write_text("{}")
     with directory.claimed(tmp_path):
         assert workers.warmed(experiment, tmp_path) is None
-    assert not opened and workers.warmed(experiment, tmp_path) is not None and opened == [experiment]
+    assert not opened and workers.warmed(experiment, tmp_path).warm and opened == [experiment]
     with directory.claimed(tmp_path):
         pass  # the look at the lock has let go of it

@@ -14,8 +14,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 
 from nasvit.results.front import hypervolume
 from nasvit.search.candidates import key
-from nasvit.search.domain import ArchDomain, LearnedDomain, at_share, share_of, values_of
-from nasvit.search.evidence import RUNG, evidence_of
+from nasvit.search.domain import RUNG, ArchDomain, LearnedDomain, at_share, share_of, values_of
+from nasvit.search.evidence import evidence_of
 from nasvit.search.surrogate import EXPLORE, SurrogateSampler, expected_gain
 from nasvit.search.telling import telling
 from nasvit.space import SearchSpace

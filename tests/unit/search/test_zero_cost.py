@@ -11,10 +11,10 @@ from nasvit.errors import ConfigError, MeasurementError
 from nasvit.experiment import Experiment
 from nasvit.proxies.zero_cost import FLOOR
 from nasvit.search import zero_cost as module
+from nasvit.search.domain import INITIAL
 from nasvit.search.evaluate import scored
 from nasvit.search.session import check
 from nasvit.search.study import Proposer
-from nasvit.search.surrogate import INITIAL
 from nasvit.search.zero_cost import Scores
 from tests.unit.search.fakes import SmallSpace, arch, settings
 
