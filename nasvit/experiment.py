@@ -255,6 +255,8 @@ class Experiment(BaseModel):
         except ValidationError as error:
             faults = [_fault(e, path=path, lines=lines, flags=flags) for e in error.errors()]
             raise ConfigError("\n".join(faults)) from None
+        except UnicodeEncodeError as error:  # a command line's bytes that are no text
+            raise ConfigError(f"{error.object[:60]!r} is not text; write it in UTF-8") from None
 
     def to_yaml(self) -> str:
         """The resolved experiment; `Experiment.load` gives back an equal one."""

@@ -66,6 +66,8 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError(f"{name}:{line}: aliases and anchors (* and &) are not accepted; write the value out")
             if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
                 raise ConfigError(f"{name}:{line}: tags (!) are not accepted; write plain data")
+            if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= sign <= "\udfff" for sign in event.value):
+                raise ConfigError(f"{name}:{line}: {event.value[:60]!r} holds half of a sign, which cannot be written")
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:

@@ -136,12 +136,16 @@ def _or_none(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or kind(value)
 
 
+def _latency(value: Any) -> bool:
+    return isinstance(value, dict) and all(_finite(v) if name.endswith("_ms") else v is None or _plain(v) for name, v in value.items())
+
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}")
 _CHECKPOINT = re.compile(r"checkpoints/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "trial": lambda v: _whole(v) and v >= 0, "status": lambda v: v in STATUSES, "rung": lambda v: _whole(v) and 0 <= v < 1000,
     "arch": _or_none(lambda v: isinstance(v, dict)), "arch_id": lambda v: isinstance(v, str) and _ID.fullmatch(v) is not None,
-    "label": _or_none(_text), "objectives": _of(_finite), "latency": _or_none(_of(_or_none(_plain))), "params": _of(_plain),
+    "label": _or_none(_text), "objectives": _of(_finite), "latency": _or_none(_latency), "params": _of(_plain),
     "reason": _or_none(_text), "seed": _whole,
     "seconds": _of(_finite), "fingerprint": _text, "versions": _of(_text), "started": _finite,
     "checkpoint": _or_none(lambda v: isinstance(v, str) and _CHECKPOINT.fullmatch(v) is not None),

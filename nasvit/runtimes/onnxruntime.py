@@ -26,7 +26,7 @@ class OnnxRuntime(FileRuntime):
             write_onnx(module, example, path)
             return
         plain = path.with_name(path.stem + "-fp32" + self.suffix)
-        write_onnx(module, example, plain)
+        write_onnx(module, example, plain, convolve=False)
         quantise(plain, path)
         plain.unlink()
 

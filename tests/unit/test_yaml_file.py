@@ -31,6 +31,7 @@ def test_lines_are_known_for_every_key_path() -> None:
     ("a: \x00\n", None, "YAML"),
     ("a: 2020-13-45\n", None, "cannot be read"),
     ("a: {<<: {b: 1}}\n", 1, "plain name"),
+    ('a: 1\nb: "\\uD800"\n', 2, "half of a sign"),
 ])
 def test_refusals_name_file_and_line(text: str, line: int | None, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as error:

@@ -67,6 +67,9 @@ def gated(x: Tensor, operations: nn.Sequential) -> tuple[Tensor, Tensor]:
     """
     spatial, channel = cast(SpatialOperation, operations[0]), cast(ChannelOperation, operations[1])
     gates = spatial.gates(x)
+    if torch.compiler.is_compiling():  # what is behind an export fuses what it likes
+        x = x * gates
+        return x, channel.gates(x.mean(dim=(1, 2)))
     batch, height, width, dim = x.shape
     tokens = height * width
     pooled = torch.bmm((gates / tokens).view(batch, 1, tokens), x.view(batch, tokens, dim)).squeeze(1)  # half precision holds no sum
@@ -80,6 +83,8 @@ def times(x: Tensor, y: Tensor) -> Tensor:
 
 def plus_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """x + y * z, in the memory of x likewise."""
+    if torch.compiler.is_compiling():
+        return x + y * z
     return torch.addcmul(x, y, z) if x.requires_grad or y.requires_grad or z.requires_grad else x.addcmul_(y, z)
 
 

@@ -113,6 +113,7 @@ def test_a_value_that_no_network_can_have_is_refused(name: str, value: object) -
     ("checkpoint", "../x.safetensors"), ("checkpoint", "/x.safetensors"), ("checkpoint", "checkpoints/../../x"),
     ("checkpoint", "checkpoints/"),
     ("trial", "0"), ("trial", -1), ("trial", 10**30), ("rung", None), ("rung", True), ("latency", []), ("latency", {"median_ms": [1]}),
+    ("latency", {"ci_low_ms": "1"}), ("latency", {"ci_high_ms": None}),
     ("seconds", {"train": "1"}), ("params", {"a": []}), ("reason", 3), ("details", []), ("started", 1e308), ("versions", {"torch": 2}),
     ("label", "\ud800"), ("arch", "x"), ("fingerprint", None)])
 def test_a_line_with_a_sound_checksum_and_an_impossible_field_is_refused_by_name(field: str, value: object) -> None:
