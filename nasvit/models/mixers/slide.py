@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from nasvit.arch import Grid, MixerSpec, check_mixer
 from nasvit.models.mixers.base import MIXERS, Mixer
 
+AT_ONCE = 500_000
+"""A graph holds the map of T * d channels where it has at most so many elements an image: fewer, larger operations (in ONNX Runtime 0.5 to
+1.0 of the time); a larger one leaves the cache (1.2 to 1.3)."""
 TAPS = ("key_taps", "key_constant", "value_taps", "value_constant")  # buffers of the inference form
 
 
@@ -70,8 +73,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
     pairs = batch * heads
     q, k, v = (t.reshape(pairs, dim, height, width) for t in (q, k, v))
     taps = Taps(*(t.to(q.dtype) for t in taps))  # products in place are not cast by autocast
+    constant = taps.key_constant.expand(batch, heads, count, dim).reshape(pairs, count, dim) @ q.flatten(2)  # (B*h, T, N)
+    if torch.compiler.is_compiling() and heads * dim * count * height * width <= AT_ONCE:
+        return _attend_at_once(q, k, v, taps, constant=constant).view(batch, heads, dim, height, width)
 
-    logits = taps.key_constant.expand(batch, heads, count, dim).reshape(pairs, count, dim) @ q.flatten(2)  # (B*h, T, N)
+    logits = constant
     for weight, near in zip(taps.key.unbind(), _displaced(k, kernel_size), strict=True):
         logits.baddbmm_(weight.expand(pairs, count, dim), (q * near).flatten(2))
     attention = logits.softmax(dim=1).to(q.dtype)  # autocast gives float32; cast once, not for each tap
@@ -81,6 +87,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, taps: Taps) -> Tensor:
         share = torch.bmm(weight.expand(pairs, dim, count), attention).view_as(q)
         out.addcmul_(share, near)
     return out.view(batch, heads, dim, height, width)
+
+
+def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, taps: Taps, *, constant: Tensor) -> Tensor:
+    """`attend` with all taps in one product, for graphs: (B*h, d, H, W) -> the same."""
+    pairs, dim = q.shape[:2]
+    count = taps.key.shape[0]
+    kernel_size = math.isqrt(count)
+    products = q.unsqueeze(1) * torch.stack(_displaced(k, kernel_size), dim=1)  # (B*h, T, d, H, W)
+    logits = taps.key.transpose(0, 1).reshape(count, count * dim) @ products.reshape(pairs, count * dim, -1) + constant
+    attention = logits.softmax(dim=1)
+    shares = (taps.value.reshape(count * dim, count) @ attention).view(products.shape)
+    out = (shares * torch.stack(_displaced(v, kernel_size), dim=1)).sum(dim=1)
+    return out + (taps.value_constant @ attention).view(q.shape)
 
 
 @MIXERS.register("slide")
