@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from importlib import import_module
 from typing import Any
 
 from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits
@@ -36,6 +37,10 @@ class InlineEngine(Engine):
         else:
             future.set_result(result)
         return future
+
+    def warm(self, module: str) -> None:
+        """The caller is the worker, and its imports yield to nobody's."""
+        self.submit(import_module, module)
 
     def shutdown(self, *, cancel: bool) -> None:
         self._open = False
