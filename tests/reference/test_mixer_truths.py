@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nasvit.models.mixers.catm import CATMMixer
 from nasvit.models.mixers.global_ import GlobalMixer
 from nasvit.models.mixers.slide import SlideMixer
 from nasvit.models.mixers.window import WindowMixer
@@ -72,6 +73,27 @@ def test_slide_equals_the_published_pair_of_depthwise_convolutions(kernel_size: 
         return both.view(*t.shape[:3], taps, *grid)
 
     close(mixer(x), over_taps(mixer, q, taps_of(k), taps_of(v)))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(("kernel_size", "grid", "num_heads"), [s for s in SHAPES if s[1] != (1, 1)])
+def test_a_graph_of_slide_is_slide_with_its_taps_together_or_one_by_one(
+        kernel_size: int, grid: tuple[int, int], num_heads: int, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not at_once:
+        monkeypatch.setattr("nasvit.models.mixers.slide.AT_ONCE", 0)
+    mixer, x = slide(kernel_size, grid, num_heads).eval(), torch.randn(2, *grid, DIM, dtype=torch.float64)
+    with torch.no_grad():
+        graph = torch.export.export(mixer, (x,))
+        close(graph.module()(x), mixer(x))
+    assert sum("baddbmm" in str(node.target) for node in graph.graph.nodes) == (0 if at_once else kernel_size**2)
+
+
+def test_a_graph_of_catm_is_catm() -> None:
+    mixer, x = CATMMixer(DIM, resolution=(5, 6)).double().eval(), torch.randn(2, 5, 6, DIM, dtype=torch.float64)
+    with torch.no_grad():
+        graph = torch.export.export(mixer, (x,))
+        close(graph.module()(x), mixer(x))
+    assert not any("bmm" in str(node.target) or "addcmul" in str(node.target) for node in graph.graph.nodes)
 
 
 @pytest.mark.parametrize("num_heads", [1, 4])
