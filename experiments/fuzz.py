@@ -27,6 +27,7 @@ from nasvit.errors import NasvitError
 
 FOUND = ROOT / "tests" / "fuzz" / "found.jsonl"
 SECONDS, MEGABYTES = 1.0, 200
+SLOW = f"over {SECONDS:g} s"
 
 
 def judged(target: Target, value: Any) -> str | None:
@@ -42,10 +43,10 @@ def judged(target: Target, value: Any) -> str | None:
         own = [f for f in traceback.extract_tb(error.__traceback__) if "nasvit/" in f.filename]
         place = own[-1] if own else place
         said = f"{type(error).__name__} in {Path(place.filename).name}, {place.name}"
-    if said is None and time.process_time() - begun > SECONDS:
-        said = f"over {SECONDS:g} s"
     if said is None and _memory_mb() - before > MEGABYTES:
         said = f"over {MEGABYTES} MB"
+    if said is None and time.process_time() - begun > SECONDS:
+        said = SLOW
     return said
 
 
@@ -69,7 +70,7 @@ def fuzz(target: Target, *, inputs: int, start: int, found: dict[str, Any]) -> d
     def one(value: Any) -> None:
         nonlocal slowest, done
         said, seconds = _timed(target, value)
-        if seconds > SECONDS:  # it may have been the first to import something
+        if said == SLOW:  # it may have been the first to import something
             said, seconds = _timed(target, value)
         if done > 20:  # the first ones import
             slowest = max(slowest, seconds)

@@ -17,7 +17,8 @@ KeyPath = tuple[str | int, ...]
 def read_yaml(path: str | Path) -> tuple[object, dict[KeyPath, int]]:
     """The data of a YAML file and the line (from 1) of every key path, as ("stages", 0, "embed_dim").
 
-    Raises ConfigError naming file and line: not readable, not YAML, above 1 MB, deeper than 20, a duplicate key, an alias, a tag.
+    Raises ConfigError naming file and line: not readable, not YAML, above 1 MB, deeper than 20, a duplicate key, an alias, a tag, half of a
+    sign.
     """
     path = Path(path)
     try:
@@ -54,6 +55,11 @@ def parse_yaml(text: str, *, name: str) -> tuple[object, dict[KeyPath, int]]:
         raise ConfigError(f"{name}: a value cannot be read ({error})") from None
 
 
+def writable(text: str) -> bool:
+    """Whether UTF-8 can hold the text: half of a sign (a lone surrogate, which YAML and JSON can spell) cannot be written."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 class _Loader(yaml.SafeLoader):
     """A safe loader that knows the whole text has neither aliases nor deep nesting before any node is made."""
 
@@ -66,7 +72,7 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError(f"{name}:{line}: aliases and anchors (* and &) are not accepted; write the value out")
             if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
                 raise ConfigError(f"{name}:{line}: tags (!) are not accepted; write plain data")
-            if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= sign <= "\udfff" for sign in event.value):
+            if isinstance(event, yaml.ScalarEvent) and not writable(event.value):
                 raise ConfigError(f"{name}:{line}: {event.value[:60]!r} holds half of a sign, which cannot be written")
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1

@@ -10,14 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nasvit.models.deploy import deploy
 
-GRAPH = 2
-"""Raised where an export or a trace makes other operators of the same network: latencies of before and after do not compare."""
-
-
-def form_of(runtime: str) -> str:
-    """What is timed by a runtime, in the words of the fingerprint: the modules themselves, or a graph of them."""
-    return "deployed" if runtime in ("eager", "graphs") else f"deployed, graph {GRAPH}"
-
 
 def inference_form(module: nn.Module) -> nn.Module:
     """A copy of the module in its inference form (`nasvit.models.deploy`), eval mode; the module itself stays as it is.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nasvit.devices import machine, timing
 from nasvit.devices.base import DEVICES, Device, Prepared, example
-from nasvit.devices.form import form_of, inference_form
+from nasvit.devices.form import inference_form
 from nasvit.devices.lock import machine_lock
 from nasvit.devices.memory import peak_bytes
 from nasvit.devices.reference import VERSION, make_reference
@@ -58,7 +58,7 @@ class _Local(Device):
         facts = machine.facts()
         return {"kind": self.torch_device, "cpu": facts["cpu"], "cores": facts["cores"], "torch": torch.__version__,
                 "threads": self.threads, "runtime": self.spec.runtime, "settings": self.settings_facts(),
-                "runtime_version": self.runtime.version(), "reference": VERSION, "form": form_of(self.spec.runtime)}
+                "runtime_version": self.runtime.version(), "reference": VERSION, "form": self.runtime.form}
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -23,7 +23,7 @@ from nasvit.devices import timing
 from nasvit.devices.base import DEVICES, Device, Prepared, example
 from nasvit.devices.bundle import bundle, write_bundle
 from nasvit.devices.calibration import cache_folder
-from nasvit.devices.form import form_of, inference_form
+from nasvit.devices.form import inference_form
 from nasvit.devices.local import MEMORY_SHARE, fingerprint_of
 from nasvit.devices.lock import machine_lock
 from nasvit.devices.reference import VERSION, make_reference
@@ -76,7 +76,7 @@ class AgentDevice(Device):
             self.connected()
         return {"kind": "cpu", "cpu": self._facts["cpu"], "cores": self._facts["cores"], "machine": self._facts["machine"],
                 "torch": torch.__version__, "threads": self.threads, "runtime": self.spec.runtime, "settings": self.settings_facts(),
-                "runtime_version": self._version, "reference": VERSION, "form": form_of(self.spec.runtime),
+                "runtime_version": self._version, "reference": VERSION, "form": self.runtime.form,
                 "exported_by": self.runtime.version(),
                 "keeps_freed_memory": self._facts["keeps_freed_memory"]}
 

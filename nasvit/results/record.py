@@ -20,6 +20,7 @@ from nasvit.arch import Arch
 from nasvit.errors import NasvitError, RunError, StorageError
 from nasvit.results.objectives import fault
 from nasvit.whole_file import whole
+from nasvit.yaml_file import writable
 
 Status = Literal["complete", "rejected", "failed"]
 STATUSES = ("complete", "rejected", "failed")
@@ -125,7 +126,7 @@ def _of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)  # half a sign cannot be written
+    return isinstance(value, str) and writable(value)
 
 
 def _plain(value: Any) -> bool:

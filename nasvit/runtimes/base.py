@@ -23,6 +23,8 @@ from nasvit.runtimes import sessions
 from nasvit.runtimes.sessions import Session, open_session
 
 RUN_TIMEOUT_S = 600
+GRAPH = 2
+"""Raised where an export or a trace makes other operators of the same network: latencies of before and after do not compare."""
 
 
 class Runtime(ABC):
@@ -35,6 +37,8 @@ class Runtime(ABC):
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """The torch devices a module may lie on."""
+    form: ClassVar[str] = f"deployed, graph {GRAPH}"
+    """What of a network it runs, in the words of the fingerprint: a graph of it, unless it calls the modules."""
     accepted: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Its settings, each with the values it takes, the default first; an empty tuple takes any text."""
 

@@ -39,6 +39,8 @@ class _Rewriting:
                 rewritten(node)
 
     def _handler(self, node: ir.Node) -> Callable[[ir.Node], None] | None:
+        if node.domain:  # another library's operator of that name
+            return None
         if node.op_type in ONE_BY_ONE:
             return self._one_by_one
         if node.op_type in TWO_BY_TWO:
@@ -89,15 +91,13 @@ class _Rewriting:
 
     def _unsqueeze(self, node: ir.Node) -> None:
         if _rank(_input(node)) == 2 and _ints(_input(node, 1)) == [1, 2]:  # (B, C) to (B, 1, 1, C)
-            axes = self._constant(_input(node, 1), "grid", lambda _: np.array([2, 3], dtype=np.int64))
-            self.first[node.outputs[0]] = self._emit(node, "Unsqueeze", [_input(node), axes])
+            self.first[node.outputs[0]] = self._emit(node, "Unsqueeze", [_input(node), self._grid_of(_input(node, 1))])
 
     def _mean(self, node: ir.Node) -> None:
         x = _input(node)
         if x in self.first and len(node.inputs) > 1 and _ints(_input(node, 1)) == [1, 2]:
-            axes = self._constant(_input(node, 1), "grid", lambda _: np.array([2, 3], dtype=np.int64))
             keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
-            mean = self._emit(node, "ReduceMean", [self.first[x], axes], keepdims=keep)
+            mean = self._emit(node, "ReduceMean", [self.first[x], self._grid_of(_input(node, 1))], keepdims=keep)
             if keep:
                 self._settle(node, mean)
             else:
@@ -117,6 +117,10 @@ class _Rewriting:
         last.shape = node.outputs[0].shape
         _replace(node.outputs[0], last)
         self.first[last] = first
+
+    def _grid_of(self, axes: ir.Value) -> ir.Value:
+        """The axes of the grid, in place of `axes` 1 and 2."""
+        return self._constant(axes, "grid", lambda _: np.array([2, 3], dtype=np.int64))
 
     def _constant(self, value: ir.Value, what: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> ir.Value:
         key = (str(value.name), what)

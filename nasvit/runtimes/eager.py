@@ -17,6 +17,7 @@ class Eager(Runtime):
     """torch, calling the module."""
 
     name = "eager"
+    form = "deployed"
     devices = ("cpu", "cuda")
 
     def prepare(self, module: nn.Module, example: Tensor) -> Callable[[Tensor], object]:

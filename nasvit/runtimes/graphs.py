@@ -20,6 +20,7 @@ class Graphs(Runtime):
     """CUDA graphs of torch's own kernels: no time is lost on launching them one by one."""
 
     name = "graphs"
+    form = "deployed"
     devices = ("cuda",)
 
     def prepare(self, module: nn.Module, example: Tensor) -> Callable[[Tensor], object]:

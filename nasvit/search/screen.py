@@ -33,7 +33,11 @@ class Screen:
     def __init__(self, *, limits: Mapping[str, float], models: Mapping[str, LatencyModel] | None = None,
                  records: Iterable[TrialRecord] = ()) -> None:
         self.limits = {name: value for name, value in limits.items() if name.partition("@")[0] == "latency_ms"}
-        self.models = {**{name: _empty() for name in self.limits}, **(models or {})}
+        self.models = dict(models or {})
+        for name in self.limits:
+            from nasvit.latency import LatencyModel
+
+            self.models.setdefault(name, LatencyModel())
         self._profiled = sorted(name for name, model in self.models.items() if model.ready)
         for record in records:
             self.observe(record)
@@ -69,12 +73,6 @@ class Screen:
                 return (f"{name} is predicted as {predicted.median_ms:.4g} ({predicted.low_ms:.4g} to {predicted.high_ms:.4g}), over the "
                         f"limit {limit:.4g} with its whole interval"), {name: facts}
         return None
-
-
-def _empty() -> LatencyModel:
-    from nasvit.latency import LatencyModel
-
-    return LatencyModel()
 
 
 def make_screen(experiment: Experiment, *, settings: Settings) -> Screen:

@@ -71,6 +71,11 @@ def test_impossible_values_are_refused(values: dict) -> None:
         Experiment.load(overrides={"space": "a", **values})
 
 
+def test_a_command_lines_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ConfigError, match="is not text"):
+        Experiment.load(overrides={"space": "a", "engine": "\udcff", "ray_address": "auto"})
+
+
 def test_a_missing_space_says_what_to_give() -> None:
     with pytest.raises(ConfigError, match="space is missing"):
         Experiment.load()

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.devices import LatencyStats, calibration, open_device, protocol, timing
-from nasvit.devices import form as form_module
 from nasvit.devices.base import FEW_LEVELS, LEVELS, Prepared
 from nasvit.devices.form import fill_zeros_, inference_form
 from nasvit.devices.local import Cpu, fingerprint_of
 from nasvit.devices.reference import make_reference
 from nasvit.errors import ConfigError, MeasurementError, UnstableError
+from nasvit.runtimes.base import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_what_is_timed_is_the_inference_form() -> None:
 
 def test_a_graph_is_another_form_so_that_no_latency_of_an_older_export_stands_beside_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_device("cpu/compile").fingerprint, open_device("cpu").fingerprint
-    monkeypatch.setattr(form_module, "GRAPH", 99)
+    monkeypatch.setattr(Runtime, "form", "deployed, graph 99")
     assert open_device("cpu/compile").fingerprint != before[0] and open_device("cpu").fingerprint == before[1]
 
 
