@@ -43,7 +43,7 @@ from nasvit.experiment import PruneExperiment
 from nasvit.pruning import Dense, Plan, PlanError, input_shape, slice_weights, uniform
 from nasvit.pruning import load as load_pruned
 from nasvit.results.record import latest, read
-from nasvit.search.prune import RECIPE, prune
+from nasvit.search.prune import prune
 from nasvit.search.prune_trial import DENSE, SCORES, dense_of, plan_of
 from nasvit.training import Recipe, evaluate, train
 
@@ -166,6 +166,7 @@ def one(pair: str, seed: int, *, folder: Path, budget: int, sampler: str) -> dic
         dense, scores = dense_of(str(run)), dict(load_file(run / DENSE / SCORES))
         final = load_pruned(run / "pruned" / "arch.json", run / "pruned" / "model.safetensors")
         records = read(run / "records.jsonl")
+        recipe = PruneExperiment.load(run / "experiment.yaml").recipe  # with the learning rate that the run tried out
     searched = time.perf_counter() - begun
     first = max((r for r in records if r.rung == 1 and r.status == "complete"), key=lambda r: r.objectives["accuracy"])
     raw = slice_weights(dense, plan_of(first), scores)
@@ -174,12 +175,13 @@ def one(pair: str, seed: int, *, folder: Path, budget: int, sampler: str) -> dic
            "latency_raw": times_slower(raw, dense.module, image=torch.randn(1, *input_shape(dense.plan))),
            "search_raw": evaluate(raw, test, data=data)[0], "search": evaluate(final, test, data=data)[0],
            "steps": facts["recovery"][-1]["steps"], "share_of_steps": facts["recovery"][-1]["share_of_dense"],
-           "recovery": facts["recovery"], "plan": plan_of(first).id}
-    return row | beside(dense, scores, data, test, raw=raw, final=final, seed=seed, steps=max(1, round(SHARE_OF_STEPS * known["steps"])))
+           "recovery": facts["recovery"], "lr": recipe["lr"], "plan": plan_of(first).id}
+    return row | beside(dense, scores, data, test, raw=raw, final=final, seed=seed, recipe=recipe,
+                        steps=max(1, round(SHARE_OF_STEPS * known["steps"])))
 
 
 def beside(dense: Dense, scores: dict[str, Tensor], data: DataSet, test: Images, *, raw: nn.Module, final: nn.Module, seed: int,
-           steps: int) -> dict[str, Any]:
+           recipe: dict[str, Any], steps: int) -> dict[str, Any]:
     """The best uniform schedules: untrained at the latency of the search's best untrained network, recovered at that of its result."""
     untrained = rivals(dense, scores, data, network=raw)[0]
     row: dict[str, Any] = {"kind_raw": untrained.kind, "slower_raw": untrained.slower,
@@ -187,7 +189,7 @@ def beside(dense: Dense, scores: dict[str, Tensor], data: DataSet, test: Images,
     best = -1.0
     for rival in rivals(dense, scores, data, network=final):
         module = slice_weights(dense, rival.plan, scores)
-        val = train(module, data, steps=steps, seed=seed, recipe=Recipe.of(RECIPE), teacher=dense.module).accuracy
+        val = train(module, data, steps=steps, seed=seed, recipe=Recipe.of(recipe), teacher=dense.module).accuracy
         if val > best:
             best = val
             row |= {"kind": rival.kind, "slower": rival.slower, "uniform": evaluate(module, test, data=data)[0]}

@@ -97,7 +97,8 @@ def _show(experiment: Any) -> None:
                f"{start.params_m:.4g} M parameters; a plan that keeps everything differs by {start.identity:.1e}")
     target = "none: the whole front" if start.target_ms is None else f"{start.target_ms:.4g} ms"
     typer.echo(f"target {target}; choices {', '.join(space.choices)} ({space.size():.3g} combinations), token operators "
-               f"{', '.join(space.operators) or 'none'}; recovery {experiment.recover_epochs:g} epochs, recipe {RECIPE}")
+               f"{', '.join(space.operators) or 'none'}; recovery {experiment.recover_epochs:g} epochs, recipe {RECIPE | experiment.recipe}"
+               + (", its learning rate tried first" if experiment.recover_epochs and "lr" not in experiment.recipe else ""))
     rng = random.Random(experiment.seed)
     from nasvit.report.shorthand import plan_facts
 

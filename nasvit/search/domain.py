@@ -65,6 +65,9 @@ class Domain(Protocol):
     def guess(self, params: Params) -> Mapping[int, float]:
         """Objectives known about, as by a predictor: positive, by index, in the study's units, the same ones for every configuration."""
 
+    def size(self, params: Params) -> float | None:
+        """What most costs grow with, to begin with small and large configurations; None for all where there is no such thing."""
+
     def scores(self, params: Params) -> Mapping[str, float]:
         """Scores that cost something to compute, by name: asked for trials and for short lists alone."""
 
@@ -171,6 +174,9 @@ class LearnedDomain:
     def guess(self, params: Params) -> Mapping[int, float]:
         return self._guess(params) if self._guess is not None else {}
 
+    def size(self, params: Params) -> float | None:
+        return None
+
     def scores(self, params: Params) -> Mapping[str, float]:
         return {}
 
@@ -248,6 +254,9 @@ class ArchDomain:
         macs, count = self._estimate(arch)
         about = {"macs_g": macs / 1e9, "params_m": count / 1e6, **(self._predict(arch) if self._predict is not None else {})}
         return {j: value for j, value in self._by_index(about).items() if j not in exact}
+
+    def size(self, params: Params) -> float | None:
+        return self._estimate(self._configuration(params).arch)[0]
 
     def scores(self, params: Params) -> Mapping[str, float]:
         return self._scores(frozenset(params.items()))

@@ -40,9 +40,10 @@ from nasvit.search import directory
 from nasvit.search.evaluate import Settings
 from nasvit.search.progress import Progress
 from nasvit.search.prune_choice import choose, kin, nearer, within
+from nasvit.search.prune_rate import LEAST, recovery_rate
 from nasvit.search.prune_result import relative_difference, write_result
 from nasvit.search.prune_siblings import check_named, compared
-from nasvit.search.prune_trial import DENSE, SCORES, plan_of, prune_evaluate
+from nasvit.search.prune_trial import DENSE, SCORES, judged_by, plan_of, prune_evaluate
 from nasvit.search.session import Bound, check, search_bound
 from nasvit.training import Recipe, evaluate
 
@@ -60,8 +61,8 @@ LAST = 0.1
 """The last trials (this share of the budget) come back to the best plan where it leaves time unused, the very last to one next to it."""
 RECOVERY = (0.1, 0.3, 1.0)
 """Shares of the recovery's steps at the rungs behind the first, which trains nothing."""
-RECIPE = {"lr": 2e-4, "warmup": 0.1, "distill_weight": 0.5}
-"""What recovery changes of the usual recipe: fine-tuning is gentle."""
+RECIPE = {"warmup": 0.1, "distill_weight": 0.5}
+"""What recovery changes of the usual recipe, beside the learning rate (`prune_rate.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,12 +207,16 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
                                                "image_size": data.image_size})
     images = min(len(data.val), max(LEAST_IMAGES, int(EVALUATION_SECONDS * 1e3 / start.latency["median_ms"])))
     before = directory.read_json(out / "env.json") if resume else {}
+    if before and "lr" not in experiment.recipe:
+        kept = PruneExperiment.load(out / "experiment.yaml").recipe
+        experiment = experiment.model_copy(update={"recipe": {**experiment.recipe, **{k: v for k, v in kept.items() if k == "lr"}}})
     env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
            "reference_ms": device.reference_ms, "dense": weights_id(dense), "sessions": int(before.get("sessions", 0)) + 1,
            "data": {"name": data.name, "kind": data.kind, "fingerprint": data.fingerprint, "train": len(data.train), "val": len(data.val),
                     "judged_by": images, "classes": data.num_classes, "image_size": list(data.image_size), "mean": list(data.mean),
                     "std": list(data.std)},
            "space": {"name": f"what is left of {experiment.model}"}}
+    env |= {name: before[name] for name in ("recovery_rates",) if name in before}
     if before:
         found = directory.drift(before, env, old=PruneExperiment.load(out / "experiment.yaml"), new=experiment)
         if found:
@@ -252,6 +257,13 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
         return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed), again=again,
                       beside=beside)
 
+    if top and "lr" not in experiment.recipe:
+        rates = recovery_rate(space, dense, scores, judged_by(data, experiment.seed, count=images, mean=data.mean, std=data.std),
+                              recipe=Recipe.of(experiment.recipe), steps=rungs[1], seed=experiment.seed, device=device.torch_device)
+        experiment = experiment.model_copy(update={"recipe": {**experiment.recipe, "lr": next(iter(rates))}})
+        env["recovery_rates"] = [{"lr": rate, "val_loss": loss if math.isfinite(loss) else None} for rate, loss in rates.items()]
+        notes += (f"recovery's learning rate is {next(iter(rates)):.2g}: validation loss of a middling plan after {max(rungs[1], LEAST)} "
+                  "steps " + ", ".join(f"{loss:.3g} at {rate:.2g}" for rate, loss in rates.items()),)
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
                         versions=directory.versions(), fingerprint=device.fingerprint,

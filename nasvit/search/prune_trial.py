@@ -91,7 +91,7 @@ def validation(settings: Settings) -> DataSet:
     """The data as the dense model is shown them: normalised as in its own training, with the share of the validation images that
     trials are judged by (all of them where the dense model is fast)."""
     given = settings.prune
-    return _seen(dataset(settings), settings.seed, count=int(given["images"]), mean=tuple(given["mean"]), std=tuple(given["std"]))
+    return judged_by(dataset(settings), settings.seed, count=int(given["images"]), mean=tuple(given["mean"]), std=tuple(given["std"]))
 
 
 @lru_cache(maxsize=1)
@@ -111,6 +111,7 @@ def scores_of(run: str) -> dict[str, torch.Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _seen(data: DataSet, seed: int, *, count: int, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
+def judged_by(data: DataSet, seed: int, *, count: int, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
+    """The data with `count` of its validation images, always the same ones, and this normalisation."""
     chosen = torch.randperm(len(data.val), generator=torch.Generator().manual_seed(seed))[:count].sort().values
     return replace(data, val=Images(data.val.images[chosen], data.val.labels[chosen]), mean=mean, std=std)

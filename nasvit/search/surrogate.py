@@ -174,8 +174,8 @@ class SurrogateSampler(BaseSampler):
         return self._inputs
 
     def _spread(self, begun: Batch, seen: Collection[Key]) -> Params | None:
-        """A fresh configuration that covers the space: from each class of cost one, far from what was tried; where nothing is known of
-        costs, every second one is drawn blindly (the farthest are rarely small)."""
+        """A fresh configuration that covers the space: from each class of cost, or of size, one, far from what was tried; where nothing is
+        known of either, every second one is drawn blindly (the farthest are rarely small)."""
         assert self._inputs is not None
         if len(begun) >= 4 * self.initial:  # so many workers that they cover the space anyhow
             return self._drawn(seen)
@@ -183,11 +183,10 @@ class SurrogateSampler(BaseSampler):
         if not drawn:
             return None
         batch = self._inputs.batch(drawn)
-        costs = np.where(np.isnan(batch.known), batch.guess, batch.known)
-        there = ~np.isnan(costs).any(axis=0)
+        sizes = self._sizes(batch)
         turn = len(begun)
-        if there.any():
-            order = np.argsort(costs[:, np.flatnonzero(there)[0]], kind="stable")
+        if sizes is not None:
+            order = np.argsort(sizes, kind="stable")
             place = self._strata[turn % self.initial]
             low, high = (len(order) * (place + k) // self.initial for k in (0, 1))
             batch = batch.part(order[low : max(high, low + 1)])
@@ -199,6 +198,15 @@ class SurrogateSampler(BaseSampler):
             return batch.params[0]
         gaps = ((batch.x[:, None, :] - begun.x[None, :, :]) ** 2).sum(-1).min(axis=1)
         return batch.params[int(gaps.argmax())]
+
+    def _sizes(self, batch: Batch) -> Array | None:
+        """(n,) the first of the costs that are known or guessed, else the domain's sizes; None without either."""
+        costs = np.where(np.isnan(batch.known), batch.guess, batch.known)
+        there = ~np.isnan(costs).any(axis=0)
+        if there.any():
+            return np.asarray(costs[:, np.flatnonzero(there)[0]])
+        sizes = [self.domain.size(params) for params in batch.params]
+        return None if None in sizes else np.array(sizes, dtype=float)
 
     def _allowed(self, evidence: Evidence, seen: Collection[Key]) -> Params | None:
         """The fresh configuration that passes the limits least: hardly any has kept them so far."""

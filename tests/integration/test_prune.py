@@ -182,6 +182,26 @@ def test_a_run_goes_on_only_with_what_its_records_were_made_with(small: PruneExp
     assert len(read(out / "records.jsonl")) == 2 and after["dense"] == before["dense"]
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_learning_rate_of_recovery_is_tried_once_in_a_run_and_a_given_one_is_taken(
+        small: PruneExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recovering = small.model_copy(update={"recover_epochs": 0.1})
+    prune(recovering, out=tmp_path / "run")
+    env = json.loads((tmp_path / "run" / "env.json").read_text())
+    kept = PruneExperiment.load(tmp_path / "run" / "experiment.yaml")
+    assert len(env["recovery_rates"]) == 3 and kept.recipe["lr"] == env["recovery_rates"][0]["lr"]
+
+    def never(*_: object, **__: object) -> dict[float, float]:
+        raise AssertionError("it was tried again")
+
+    monkeypatch.setattr(session, "recovery_rate", never)
+    prune(recovering.model_copy(update={"budget": 2}), out=tmp_path / "run", resume=True)
+    assert PruneExperiment.load(tmp_path / "run" / "experiment.yaml").recipe["lr"] == kept.recipe["lr"]
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["recovery_rates"] == env["recovery_rates"]
+    prune(recovering.model_copy(update={"recipe": {"lr": 1e-3}}), out=tmp_path / "given")
+    assert PruneExperiment.load(tmp_path / "given" / "experiment.yaml").recipe["lr"] == 1e-3
+
+
 @pytest.mark.usefixtures("by_size")
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_last_trial_comes_back_to_the_best_plan_or_to_one_beside_it(small: PruneExperiment, seed: int, tmp_path: Path) -> None:
