@@ -6,7 +6,8 @@ They answer what one would have picked without a search. Random search as a base
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from nasvit.training import Recipe
 
 class Submits(Protocol):
     """What is needed of an engine."""
+
+    workers: int
 
     def submit(self, fn: Any, /, *args: Any) -> Any: ...
 
@@ -68,18 +71,26 @@ def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:
     return replace(record, seconds={**record.seconds, "total": time.perf_counter() - clock})
 
 
-def run_timm(names: Iterable[str], *, settings: Settings, engine: Submits, path: Path) -> list[TrialRecord]:
-    """Evaluate the named models that the file does not have yet, each appended as it comes."""
+def run_timm(names: Iterable[str], *, settings: Settings, engine: Submits, path: Path,
+             told: Callable[[str], object] = lambda text: None) -> list[TrialRecord]:
+    """Evaluate the named models that the file does not have yet, each appended as it comes; `told` hears how far it is."""
     records = read(path, mend=True)
     done = {r.label for r in records if r.status == "complete"}
-    labels = [name for name in dict.fromkeys(names) if name.startswith("timm:") and name not in done]
-    futures = [engine.submit(evaluate_timm, settings, label, len(records) + n) for n, label in enumerate(labels)]
-    for number, (label, future) in enumerate(zip(labels, futures, strict=True), start=len(records)):
-        try:
-            record = future.result()
-        except Exception as error:  # the worker died: that the model does not fit this machine is an answer too
-            record = replace(TrialRecord(trial=number, status="failed", rung=len(settings.rungs), arch=None, arch_id=label, label=label,
-                                         versions=settings.versions, started=time.time()), **failure(error))
-        append(path, record)
-        records.append(record)
+    wanted = [name for name in dict.fromkeys(names) if name.startswith("timm:") and name not in done]
+    waiting = list(enumerate(wanted, start=len(records)))
+    flying: dict[Future[TrialRecord], tuple[int, str]] = {}
+    while waiting or flying:
+        while waiting and len(flying) < engine.workers:
+            number, label = waiting.pop(0)
+            told(f"baselines: {label}, {len(wanted) - len(waiting)} of {len(wanted)}")
+            flying[engine.submit(evaluate_timm, settings, label, number)] = number, label
+        for future in wait(flying, return_when=FIRST_COMPLETED).done:
+            number, label = flying.pop(future)
+            try:
+                record = future.result()
+            except Exception as error:  # the worker died: that the model does not fit this machine is an answer too
+                record = replace(TrialRecord(trial=number, status="failed", rung=len(settings.rungs), arch=None, arch_id=label, label=label,
+                                             versions=settings.versions, started=time.time()), **failure(error))
+            append(path, record)
+            records.append(record)
     return records

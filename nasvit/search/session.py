@@ -241,7 +241,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
         directory.write_json(out / "summary.json", figures)
         return figures
 
-    def told_of_truth(text: str) -> None:
+    def tell(text: str) -> None:
         if progress is not None and latest is not None:
             progress(replace(latest, notes=(*notes, text), stopped_because=None))
 
@@ -271,9 +271,10 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
                     left = None if experiment.minutes is None else 60 * experiment.minutes - (time.monotonic() - started)
                     summary["truth"] = truth.run_truth(
                         loop.records, settings=bound.settings, names=experiment.objectives, share=experiment.truth, engine=engine,
-                        path=out / truth.FILE, evaluate=evaluate, seconds=left, told=told_of_truth)
+                        path=out / truth.FILE, evaluate=evaluate, seconds=left, told=tell)
                     directory.write_json(out / "summary.json", summary)
-                baselines.run_timm(experiment.baselines, settings=bound.settings, engine=engine, path=out / "baselines.jsonl")
+                baselines.run_timm(experiment.baselines, settings=bound.settings, engine=engine, path=out / "baselines.jsonl",
+                                   told=tell)
             except KeyboardInterrupt:
                 cancel, summary = True, {**summary, "stopped_because": "interrupted"}
     except BaseException:

@@ -48,6 +48,21 @@ def test_each_model_is_evaluated_once_and_a_failure_is_recorded(tmp_path: Path, 
     assert [r.label for r in read(tmp_path / "baselines.jsonl")] == ["timm:a", "timm:b", "timm:b"]
 
 
+def test_what_is_done_is_on_disk_before_the_next_one_begins_and_it_is_said_which(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, said, there = tmp_path / "baselines.jsonl", list[str](), list[int]()
+
+    def evaluate(settings, label, number):
+        there.append(len(read(path)))
+        return record(number, label=label)
+
+    monkeypatch.setattr(baselines, "evaluate_timm", evaluate)
+    found = baselines.run_timm(["timm:a", "timm:b"], settings=settings(tmp_path, Experiment(space="small")), engine=Inline(), path=path,
+                               told=said.append)
+    assert there == [0, 1] and [r.trial for r in found] == [0, 1]
+    assert said == ["baselines: timm:a, 1 of 2", "baselines: timm:b, 2 of 2"]
+
+
 def test_a_model_that_does_not_fit_becomes_a_failed_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "dataset", lambda settings: data())
 
