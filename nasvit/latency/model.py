@@ -45,6 +45,8 @@ VALUES_K, MACS_PER_VALUE, SLIGHT = 100.0, 16.0, 1e-2
 """A usual piece, against which others are large or dense, and the least that either is taken for."""
 SMALLEST = 0.004
 """No deviation, and no noise, is taken for smaller."""
+LEAST_SHARE = 0.2
+"""Of what a network's work costs on average: nothing is predicted below."""
 GROWTH = 1.25
 """Deviations are learned anew when there are so many times more networks."""
 
@@ -72,7 +74,8 @@ class Observation:
 @dataclass(slots=True)
 class _Fitted:
     """costs: milliseconds of a call, of a million MACs, of a thousand values. deviations: of LEVELS and noise. index: column of each
-    factor. weights: of the factors, beside 1. rows: (n, d) features over the measured latency. factor: Cholesky of the covariance."""
+    factor. weights: of the factors, beside 1. rows: (n, d) features over the measured latency. factor: Cholesky of the covariance.
+    left_out: milliseconds of each measured network by its id, as the others predict it."""
 
     costs: Array
     deviations: Array
@@ -82,6 +85,7 @@ class _Fitted:
     factor: tuple[Array, bool]
     weights: Array
     spread: float
+    left_out: dict[str, float]
     n: int
     learned_at: int
 
@@ -116,6 +120,11 @@ class LatencyModel:
     def predict(self, arch: Arch) -> Prediction:
         """Raises NasvitError while fewer than FEWEST networks are known."""
         return self.predict_many([arch])[0]
+
+    def unseen(self, arch: Arch) -> float:
+        """The median as it is predicted without the network's own measurement, where it has one. Raises NasvitError as `predict`."""
+        left_out = self._fitted().left_out.get(arch.id)
+        return self.predict(arch).median_ms if left_out is None else left_out
 
     def predict_many(self, archs: Sequence[Arch]) -> list[Prediction]:
         """A prediction for each network, in their order."""
@@ -244,8 +253,9 @@ def _learn(observations: Sequence[Observation], *, before: _Fitted | None) -> _F
     weights = (deviations[:-1] ** 2)[levels] * (rows.T @ alpha)
     usual = np.sqrt(np.maximum(1 / inverse - excess, deviations[-1] ** 2))  # of a usual measurement, which is what is predicted
     spread = _spread(np.abs(alpha / inverse / usual)[[not o.carried for o in observations]])
+    others = np.maximum(ms * (1 - alpha / inverse), LEAST_SHARE * (totals @ costs))  # what the others say of each
     return _Fitted(costs=costs, deviations=deviations, index=index, levels=levels, rows=rows, factor=factor, weights=weights, spread=spread,
-                   n=n, learned_at=learned_at)
+                   left_out={o.arch.id: float(value) for o, value in zip(observations, others, strict=True)}, n=n, learned_at=learned_at)
 
 
 def _excess(observations: Sequence[Observation]) -> Array:
@@ -299,7 +309,7 @@ def _posterior(fit: _Fitted, parts: Sequence[Features]) -> tuple[Array, Array]:
                 means[i] += value
             if column is not None:
                 known[i, column] = value
-    floor = 0.2 * means
+    floor = LEAST_SHARE * means
     means = np.maximum(means + known @ fit.weights, floor)
     reduced = solve_triangular(fit.factor[0], fit.rows @ (known * variances[fit.levels]).T, lower=True)  # (n, parts)
     return means, np.sqrt(np.maximum(prior - (reduced**2).sum(axis=0), 0.0))

@@ -41,6 +41,10 @@ class Domain(Protocol):
 
     all_useful: bool
 
+    @property
+    def learned(self) -> int:
+        """Another number where features, known objectives or guesses are no longer what they were."""
+
     def sample(self, rng: random.Random) -> Params | None:
         """A configuration drawn at random; None while too little is known."""
 
@@ -70,6 +74,16 @@ class Domain(Protocol):
 
     def scores(self, params: Params) -> Mapping[str, float]:
         """Scores that cost something to compute, by name: asked for trials and for short lists alone."""
+
+
+class Guesses(Protocol):
+    """What is known about an Arch's costs, such as a latency predictor that a search teaches."""
+
+    def learned(self) -> int:
+        """How much `medians` rests on; only here may it become another function. 0 while it gives nothing."""
+
+    def medians(self, arch: Arch) -> Mapping[str, float]:
+        """Costs by name, of an Arch that was measured what the others say of it: always the same names."""
 
 
 class LearnedDomain:
@@ -184,7 +198,7 @@ class LearnedDomain:
 class ArchDomain:
     """A SearchSpace: features are its encoding with the logarithms of estimated MACs and parameters.
 
-    objectives: the study's, by name, in order. costs: those known exactly (a table's latency); predict: those known about (a latency
+    objectives: the study's, by name, in order. costs: those known exactly (a table's latency); guesses: those known about (a latency
     predictor's, in the objective's unit); scores: zero-cost scores by name. Any of them may name more than the study has.
     macs_g and params_m are always known about: an estimate that is one percent low, taken for exact, would make every
     candidate an improvement of one percent.
@@ -192,14 +206,18 @@ class ArchDomain:
 
     all_useful = True
 
-    def __init__(self, space: SearchSpace, *, objectives: Sequence[str] = (), costs: Costs | None = None, predict: Costs | None = None,
+    def __init__(self, space: SearchSpace, *, objectives: Sequence[str] = (), costs: Costs | None = None, guesses: Guesses | None = None,
                  scores: Costs | None = None) -> None:
         self.space, self.objectives = space, tuple(objectives)
-        self._costs, self._predict, self._scores_of = costs, predict, scores
+        self._costs, self._guesses, self._scores_of = costs, guesses, scores
         self._stages = StageMemory(space)
         self._made: dict[frozenset[tuple[str, Any]], Configuration] = {}  # lately: completing a configuration makes its Arch
         self._estimate = lru_cache(maxsize=16)(estimate)  # asked twice of each Arch, as a guess and as a feature
         self._scores = lru_cache(maxsize=5_000)(self._score)
+
+    @property
+    def learned(self) -> int:
+        return 0 if self._guesses is None else self._guesses.learned()
 
     def _configuration(self, params: Params) -> Configuration:
         made = self._made.get(frozenset(params.items()))
@@ -252,7 +270,7 @@ class ArchDomain:
             return {}
         exact, arch = self.known(params), self._configuration(params).arch
         macs, count = self._estimate(arch)
-        about = {"macs_g": macs / 1e9, "params_m": count / 1e6, **(self._predict(arch) if self._predict is not None else {})}
+        about = {"macs_g": macs / 1e9, "params_m": count / 1e6, **(self._guesses.medians(arch) if self._guesses is not None else {})}
         return {j: value for j, value in self._by_index(about).items() if j not in exact}
 
     def size(self, params: Params) -> float | None:

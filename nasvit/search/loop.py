@@ -73,9 +73,8 @@ class Loop:
         self.tally = Tally(self.records)
         self.before = self.tally.counts
         self.screen = Screen(limits=experiment.limits) if screen is None else screen
-        predict = self.screen.medians if self.screen.profiled else None  # before the records: a resumed search guesses as it did
         self.proposer = Proposer(space, sampler=experiment.sampler, seed=experiment.seed, objectives=experiment.objectives,
-                                 limits=experiment.limits, records=self.records, scores=scores, predict=predict, due=due)
+                                 limits=experiment.limits, records=self.records, scores=scores, guesses=self.screen, due=due)
         for known in self.records:
             self.screen.observe(known)
         self.flights: dict[Future[TrialRecord], Flight] = {}

@@ -1,4 +1,4 @@
-"""Judges an architecture by its predicted latency, in the driver, before a worker builds or measures it.
+"""Predicts latencies in the driver, before a worker builds or measures a network: to turn it away, and for a sampler to rely on.
 
 Only what is over a limit with its whole interval is turned away, so that the prediction's own error costs next to no network that
 keeps the limit; what is let through is measured, and what is on the front has been. The predictor begins with the profile of the
@@ -7,6 +7,7 @@ device where there is one, or empty, and learns from the measurements of the sea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # it brings scipy's optimiser, which a search without a limit
 
 ENOUGH = 20
 """So many measured networks before anything is turned away."""
+FEW, GROWN = 8, 1.25
+"""Measured networks from which a sampler is told medians, and how many times more there are when it is told others."""
 LEARNED = 400
 """A model that knows so many networks learns no more: a fit, one for each trial, takes 25 ms at 300 and 58 ms at 600 and grows faster than
 their number, and what 200 leave is the measurements' own noise."""
@@ -28,17 +31,18 @@ their number, and what 200 leave is the measurements' own noise."""
 
 class Screen:
     """limits: of the experiment. models: from a latency's name (`latency_ms`, `latency_ms@NAME`) to its predictor; those that are limited
-    and have none begin empty."""
+    or guessed for a sampler (`guessed`) and have none begin empty."""
 
-    def __init__(self, *, limits: Mapping[str, float], models: Mapping[str, LatencyModel] | None = None,
+    def __init__(self, *, limits: Mapping[str, float], models: Mapping[str, LatencyModel] | None = None, guessed: Iterable[str] = (),
                  records: Iterable[TrialRecord] = ()) -> None:
         self.limits = {name: value for name, value in limits.items() if name.partition("@")[0] == "latency_ms"}
         self.models = dict(models or {})
-        for name in self.limits:
+        for name in (*self.limits, *guessed):
             from nasvit.latency import LatencyModel
 
             self.models.setdefault(name, LatencyModel())
-        self._profiled = sorted(name for name, model in self.models.items() if model.ready)
+        self._guesses: dict[str, LatencyModel] = {}  # what a sampler is told by, by name: its model as it was at some length
+        self._due = {name: max(FEW, len(model.observations)) for name, model in self.models.items()}  # the length of the next one
         for record in records:
             self.observe(record)
 
@@ -52,14 +56,18 @@ class Screen:
                 error = (float(stats["ci_high_ms"]) - float(stats["ci_low_ms"])) / 2 / float(stats["median_ms"])
                 self.models[name].observe(record.network(), float(stats["median_ms"]), error=error)
 
-    @property
-    def profiled(self) -> bool:
-        """Whether some latency could be predicted from the beginning, so that a sampler may rely on it."""
-        return bool(self._profiled)
+    def learned(self) -> int:
+        """How many measurements `medians` rests on. It takes in new ones here alone, and only where they are many more: a sampler keeps
+        what it is told. The lengths follow from the measurements, so that a resumed search guesses as it did."""
+        for name, model in self.models.items():
+            while len(model.observations) >= self._due[name]:
+                self._guesses[name] = type(model)(model.observations[: self._due[name]])
+                self._due[name] = math.ceil(GROWN * self._due[name])
+        return sum(len(model.observations) for model in self._guesses.values())
 
     def medians(self, arch: Arch) -> dict[str, float]:
-        """The latencies that a profile predicts, by name, refined by the search's own measurements."""
-        return {name: self.models[name].predict(arch).median_ms for name in self._profiled}
+        """The latencies that can be predicted, by name, each without the network's own measurement."""
+        return {name: model.unseen(arch) for name, model in self._guesses.items()}
 
     def judge(self, arch: Arch) -> tuple[str, dict[str, Any]] | None:
         """The reason why the network is turned away, and what was predicted by a latency's name; None where it may be measured."""
@@ -94,4 +102,6 @@ def make_screen(experiment: Experiment, *, settings: Settings) -> Screen:
             raise ConfigError(f"{path} is the profile of device {model.about.get('fingerprint')} and this one is {fingerprint}; profile it "
                               "with these versions and settings")
         models[f"latency_ms@{name}" if name else "latency_ms"] = model.scaled(reference_ms / float(model.about["reference_ms"]))
-    return Screen(limits=experiment.limits, models=models)
+    relies = experiment.sampler == "surrogate"
+    guessed = [name for name in experiment.objectives if relies and name.partition("@")[0] == "latency_ms"]
+    return Screen(limits=experiment.limits, models=models, guessed=guessed)

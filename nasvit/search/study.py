@@ -22,7 +22,7 @@ from nasvit.errors import ArchError, RunError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.bounded import BoundedStorage
-from nasvit.search.domain import INITIAL, RUNG, ArchDomain, Costs
+from nasvit.search.domain import INITIAL, RUNG, ArchDomain, Guesses
 from nasvit.search.objectives import excess, known_of, told
 from nasvit.search.samplers import make_sampler
 from nasvit.search.zero_cost import Scores
@@ -63,7 +63,7 @@ class Proposer:
     """
 
     def __init__(self, space: Space, *, sampler: str, seed: int, objectives: Sequence[str], limits: Mapping[str, float],
-                 records: Sequence[TrialRecord] = (), scores: Scores | None = None, predict: Costs | None = None,
+                 records: Sequence[TrialRecord] = (), scores: Scores | None = None, guesses: Guesses | None = None,
                  due: Callable[[int], Sequence[Mapping[str, Any]]] = lambda left: ()) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.due = space, due
@@ -76,7 +76,7 @@ class Proposer:
         shift = seed + len(known)
         self.rng = random.Random(shift)
         self._open: dict[int, optuna.Trial] = {}
-        domain = ArchDomain(space, objectives=self.objectives, scores=scores, predict=predict) if isinstance(space, SearchSpace) else None
+        domain = ArchDomain(space, objectives=self.objectives, scores=scores, guesses=guesses) if isinstance(space, SearchSpace) else None
         directions = [objective(name).direction for name in self.objectives]
         self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32, domain=domain),
                                          storage=BoundedStorage(most=SEEN[sampler]) if sampler in SEEN else None)

@@ -157,13 +157,12 @@ class SurrogateSampler(BaseSampler):
         return self._seen[1]
 
     def _understand(self, study: Study, trials: Sequence[FrozenTrial]) -> Inputs | None:
-        """What models are given, made anew when the domain has learned of further parameters; None while it knows none."""
-        learned = 0
+        """What models are given, made anew when the domain has learned of further parameters or costs; None while it knows no parameter."""
         if isinstance(self.domain, LearnedDomain):
             self.domain.learn(trials)
-            learned = self.domain.learned
-            if not learned:
+            if not self.domain.learned:
                 return None
+        learned = self.domain.learned
         if self._inputs is None or learned != self._known_of:
             self._inputs, self._known_of = Inputs(domain=self.domain, signs=_signs(study), rng=random.Random(self.rng.random())), learned
             self._models.clear()

@@ -67,6 +67,22 @@ def test_a_measurement_draws_the_prediction_of_its_network_towards_it(archs: lis
     assert before.median_ms < short.predict(arch).median_ms
 
 
+def test_unseen_is_what_the_others_say_of_a_network(archs: list[Arch]) -> None:
+    noise, known = np.random.default_rng(2), LatencyModel()
+    for arch in archs[:40]:
+        known.observe(arch, device_ms(arch) * float(np.exp(noise.normal(0, 0.02))), error=0.03)
+    seen = known.observations
+    for one in range(6):
+        others = LatencyModel([o for i, o in enumerate(seen) if i != one])
+        assert known.unseen(seen[one].arch) == pytest.approx(others.predict(seen[one].arch).median_ms, rel=0.03)
+    own, left_out = (np.mean([abs(ms / o.ms - 1) for o, ms in zip(seen, found, strict=True)]) for found in (
+        [known.predict(o.arch).median_ms for o in seen], [known.unseen(o.arch) for o in seen]))
+    assert left_out > 1.5 * own
+    assert known.unseen(archs[50]) == known.predict(archs[50]).median_ms
+    with pytest.raises(NasvitError, match="at least"):
+        LatencyModel().unseen(archs[0])
+
+
 def test_more_networks_give_narrower_intervals(model: LatencyModel, archs: list[Arch]) -> None:
     few = LatencyModel(model.observations[:12])
     def width(one: LatencyModel) -> float:

@@ -125,3 +125,25 @@ def test_a_model_that_knows_enough_learns_no_more(monkeypatch: pytest.MonkeyPatc
     for number in range(6):
         made.observe(replace(record(number), latency=stats(1.0 + number)))
     assert [o.ms for o in made.models["latency_ms"].observations] == [1.0, 2.0, 3.0]
+
+
+def test_a_sampler_is_told_more_only_when_much_more_is_measured_and_a_resumed_search_as_it_was() -> None:
+    networks = every()[::2]
+    taught = [TrialRecord(trial=number, status="complete", rung=1, arch=network.to_dict(), arch_id=network.id, latency=stats(cost(network)))
+              for number, network in enumerate(networks)]
+    screen, lengths, told = Screen(limits={}, guessed=["latency_ms"]), list[int](), list[dict[str, float]]()
+    for one in taught[:20]:
+        screen.observe(one)
+        lengths.append(screen.learned())
+        told.append(screen.medians(networks[-1]))
+    assert lengths == [0] * 7 + [8] * 2 + [10] * 3 + [13] * 4 + [17] * 4
+    assert told[6] == {} and told[7] == told[8] != told[9] and set(told[7]) == {"latency_ms"}
+    again = Screen(limits={}, guessed=["latency_ms"], records=taught[:20])
+    assert again.medians(networks[-1]) == {} and again.learned() == 17
+    assert [again.medians(network) for network in networks] == [screen.medians(network) for network in networks]
+
+
+def test_only_a_sampler_that_relies_on_it_has_latencies_guessed(tmp_path: Path) -> None:
+    for sampler, names in (("surrogate", {"latency_ms"}), ("tpe", set())):
+        experiment = Experiment(space="x", sampler=sampler, objectives=("accuracy", "latency_ms", "macs_g"))
+        assert set(make_screen(experiment, settings=settings(tmp_path, experiment)).models) == names

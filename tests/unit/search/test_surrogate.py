@@ -12,6 +12,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 
+from nasvit.arch import Arch
 from nasvit.results.front import hypervolume
 from nasvit.search.candidates import key
 from nasvit.search.domain import RUNG, ArchDomain, LearnedDomain, at_share, share_of, values_of
@@ -248,9 +249,51 @@ def test_a_share_of_the_proposals_explores() -> None:
     assert EXPLORE >= 0.05
 
 
+class Told:
+    """Twice as much with every measurement that it takes in."""
+
+    count = 1
+
+    def learned(self) -> int:
+        return self.count
+
+    def medians(self, arch: Arch) -> dict[str, float]:
+        return {"latency_ms": 2.0**self.count, "other": 1.0} if self.count else {}
+
+
+def test_what_is_told_of_a_latency_is_asked_anew_when_more_is_known_of_it(small_space: SearchSpace) -> None:
+    told = Told()
+    told.count = 0
+    sampler = SurrogateSampler(seed=0, domain=ArchDomain(small_space, objectives=("accuracy", "latency_ms"), guesses=told))
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    whole = sampler.domain.sample(random.Random(0))
+    assert whole is not None
+    for count in (0, 1, 1, 2):
+        told.count = count
+        assert sampler.propose(study) is not None and sampler._inputs is not None
+        guess = sampler._inputs.batch([whole]).guess[0]
+        assert np.isnan(guess[0]) and (guess[1] == 2.0**count if count else np.isnan(guess[1]))
+        assert len(sampler._inputs.groups) == len(small_space.encoding_names()) + 2 + bool(count) + 1  # MACs and parameters; the rung
+
+
+def test_networks_begin_small_and_large_where_no_cost_is_known(small_space: SearchSpace) -> None:
+    domain = ArchDomain(small_space, objectives=("accuracy", "latency_ms"))
+    sizes = [domain.size(p) for p in (domain.sample(random.Random(n)) for n in range(200)) if p is not None]
+    quartiles = np.quantile(np.array(sizes, dtype=float), [0.25, 0.5, 0.75])
+    for seed in range(3):
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=SurrogateSampler(seed=seed, domain=domain))
+        begun = []
+        for _ in range(10):
+            trial = study.ask()
+            begun.append(domain.size(small_space.arch_parameters(small_space.suggest(trial))))
+            study.tell(trial, (0.5, 1.0))
+        places = np.bincount(np.searchsorted(quartiles, np.array(begun, dtype=float)), minlength=4)
+        assert places.min() >= 1 and places.max() <= 5, places
+
+
 def test_an_unknown_objective_of_an_architecture_is_guessed_where_it_can_be(small_space: SearchSpace) -> None:
     domain = ArchDomain(small_space, objectives=("accuracy", "macs_g", "latency_ms"), costs=lambda arch: {"macs_g": 0.25},
-                        predict=lambda arch: {"latency_ms": 2.0, "other": 1.0})
+                        guesses=Told())
     whole = domain.sample(random.Random(0))
     assert whole is not None and domain.known(whole) == {1: 0.25} and domain.guess(whole) == {2: 2.0}
     assert ArchDomain(small_space, objectives=("accuracy", "params_m")).guess(whole)[1] > 0
