@@ -52,6 +52,8 @@ SHARE_OF_STEPS = 0.1
 ENOUGH = 0.98
 """Of the dense accuracy, and of the searched network's time."""
 ASSUMED = 0.03
+SLOWER = 1.1
+"""A kind whose fastest schedule takes so many times the searched network's time is no rival at equal latency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +123,7 @@ def times_slower(one: nn.Module, two: nn.Module, *, image: Tensor, pairs: int = 
 
 
 def equal(make: Callable[[float], Plan], dense: Dense, scores: dict[str, Tensor], *, network: nn.Module) -> tuple[Plan, float] | None:
-    """The schedule of a kind nearest to the network's time, from ENOUGH of it on where there is one; None where all are slower."""
+    """The schedule of a kind nearest to the network's time, from ENOUGH of it on where there is one; None where none can be built."""
     image, low, high, found = torch.randn(1, *input_shape(dense.plan)), 0.02, 1.0, dict[Plan, float]()
     for _ in range(7):
         middle = (low + high) / 2
@@ -133,7 +135,7 @@ def equal(make: Callable[[float], Plan], dense: Dense, scores: dict[str, Tensor]
             continue
         found[plan] = slower
         low, high = (middle, high) if slower < 1 else (low, middle)
-    if not found or min(found.values()) > 1.1:
+    if not found:
         return None
     slow_enough = {plan: value for plan, value in found.items() if value >= ENOUGH}
     plan = min(slow_enough, key=slow_enough.__getitem__) if slow_enough else max(found, key=found.__getitem__)
@@ -141,14 +143,15 @@ def equal(make: Callable[[float], Plan], dense: Dense, scores: dict[str, Tensor]
 
 
 def rivals(dense: Dense, scores: dict[str, Tensor], data: DataSet, *, network: nn.Module) -> list[Rival]:
-    """Every kind at the network's latency, the best by validation accuracy first."""
+    """Every kind at the network's latency, the best by validation accuracy first; where each is over SLOWER times as slow, the fastest."""
     found = []
     for kind, make in kinds(dense).items():
         made = equal(make, dense, scores, network=network)
         if made is not None:
             val = evaluate(slice_weights(dense, made[0], scores), data.val, data=data)[0]
             found.append(Rival(kind=kind, plan=made[0], slower=made[1], val=val))
-    return sorted(found, key=lambda rival: -rival.val)
+    near = [rival for rival in found if rival.slower <= SLOWER] or [min(found, key=lambda rival: rival.slower)]
+    return sorted(near, key=lambda rival: -rival.val)
 
 
 def one(pair: str, seed: int, *, folder: Path, budget: int, sampler: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ class Observation:
 class _Fitted:
     """costs: milliseconds of a call, of a million MACs, of a thousand values. deviations: of LEVELS and noise. index: column of each
     factor. weights: of the factors, beside 1. rows: (n, d) features over the measured latency. factor: Cholesky of the covariance.
-    left_out: milliseconds of each measured network by its id, as the others predict it."""
+    left_out: milliseconds of each measured network, as the others predict it. pieces: those asked for so far, by key: what each adds to
+    the mean of a network, and what its work costs on average."""
 
     costs: Array
     deviations: Array
@@ -85,9 +86,10 @@ class _Fitted:
     factor: tuple[Array, bool]
     weights: Array
     spread: float
-    left_out: dict[str, float]
+    left_out: dict[Arch, float]
     n: int
     learned_at: int
+    pieces: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class LatencyModel:
@@ -123,8 +125,15 @@ class LatencyModel:
 
     def unseen(self, arch: Arch) -> float:
         """The median as it is predicted without the network's own measurement, where it has one. Raises NasvitError as `predict`."""
-        left_out = self._fitted().left_out.get(arch.id)
-        return self.predict(arch).median_ms if left_out is None else left_out
+        fit = self._fitted()
+        if arch in fit.left_out:
+            return fit.left_out[arch]
+        mean = usual = 0.0
+        for piece in pieces(arch):
+            if piece.key not in fit.pieces:
+                fit.pieces[piece.key] = _cost(fit, piece)
+            mean, usual = mean + fit.pieces[piece.key][0], usual + fit.pieces[piece.key][1]
+        return max(mean, LEAST_SHARE * usual)
 
     def predict_many(self, archs: Sequence[Arch]) -> list[Prediction]:
         """A prediction for each network, in their order."""
@@ -255,7 +264,7 @@ def _learn(observations: Sequence[Observation], *, before: _Fitted | None) -> _F
     spread = _spread(np.abs(alpha / inverse / usual)[[not o.carried for o in observations]])
     others = np.maximum(ms * (1 - alpha / inverse), LEAST_SHARE * (totals @ costs))  # what the others say of each
     return _Fitted(costs=costs, deviations=deviations, index=index, levels=levels, rows=rows, factor=factor, weights=weights, spread=spread,
-                   left_out={o.arch.id: float(value) for o, value in zip(observations, others, strict=True)}, n=n, learned_at=learned_at)
+                   left_out={o.arch: float(value) for o, value in zip(observations, others, strict=True)}, n=n, learned_at=learned_at)
 
 
 def _excess(observations: Sequence[Observation]) -> Array:
@@ -294,6 +303,17 @@ def _spread(scores: Array) -> float:
     rank = math.ceil((n + 1) * COVERAGE)
     found = float(np.sort(scores)[min(rank, n) - 1])
     return found if n >= 40 else max(found, 1.645)
+
+
+def _cost(fit: _Fitted, piece: Piece) -> tuple[float, float]:
+    """What a piece adds to the mean of a network, in ms, and what its work costs on average."""
+    mean = usual = 0.0
+    for name, amount in _summed([piece]).items():
+        value = float(amount @ fit.costs)
+        usual += value if name[0] in "01" else 0.0
+        if name in fit.index:
+            mean += value * float(fit.weights[fit.index[name]])
+    return usual + mean, usual
 
 
 def _posterior(fit: _Fitted, parts: Sequence[Features]) -> tuple[Array, Array]:

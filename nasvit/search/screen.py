@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # it brings scipy's optimiser, which a search without a limit
 
 ENOUGH = 20
 """So many measured networks before anything is turned away."""
-FEW, GROWN = 8, 1.25
+FEW, GROWN = 8, 1.4
 """Measured networks from which a sampler is told medians, and how many times more there are when it is told others."""
 LEARNED = 400
 """A model that knows so many networks learns no more: a fit, one for each trial, takes 25 ms at 300 and 58 ms at 600 and grows faster than

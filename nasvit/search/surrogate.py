@@ -164,8 +164,10 @@ class SurrogateSampler(BaseSampler):
                 return None
         learned = self.domain.learned
         if self._inputs is None or learned != self._known_of:
+            before = [] if self._inputs is None else self._inputs.groups
             self._inputs, self._known_of = Inputs(domain=self.domain, signs=_signs(study), rng=random.Random(self.rng.random())), learned
-            self._models.clear()
+            if self._inputs.groups != before:  # lengths of the same columns are worth keeping
+                self._models.clear()
             self._survivors.clear()
             everything = self.domain.everything(WHOLE)
             self._whole = None if everything is None else self._inputs.batch(everything).watched()

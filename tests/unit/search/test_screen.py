@@ -136,8 +136,8 @@ def test_a_sampler_is_told_more_only_when_much_more_is_measured_and_a_resumed_se
         screen.observe(one)
         lengths.append(screen.learned())
         told.append(screen.medians(networks[-1]))
-    assert lengths == [0] * 7 + [8] * 2 + [10] * 3 + [13] * 4 + [17] * 4
-    assert told[6] == {} and told[7] == told[8] != told[9] and set(told[7]) == {"latency_ms"}
+    assert lengths == [0] * 7 + [8] * 4 + [12] * 5 + [17] * 4
+    assert told[6] == {} and told[7] == told[10] != told[11] and set(told[7]) == {"latency_ms"}
     again = Screen(limits={}, guessed=["latency_ms"], records=taught[:20])
     assert again.medians(networks[-1]) == {} and again.learned() == 17
     assert [again.medians(network) for network in networks] == [screen.medians(network) for network in networks]
