@@ -40,7 +40,7 @@ def gather(run: Path, *, devices: Sequence[str]) -> list[Row]:
     for known in table.to_dict("records"):
         trained = load_trained(run / "train" / str(known["id"]))
         shape = (1, trained.in_channels, *trained.image_size)
-        stats = {spec: device.measure(trained.module, input_shape=shape) for spec, device in opened.items()}
+        stats = {spec: device.measure(trained.module, input_shape=shape, patient=True) for spec, device in opened.items()}
         rows.append({"label": known["label"], "origin": known["origin"], "accuracy": known["final_accuracy"],
                      "tested": bool(known["test_images"]), "params_m": known["params_m"],
                      "epochs": known["epochs"], "latency_ms": {spec: s.median_ms for spec, s in stats.items()},
