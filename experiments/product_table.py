@@ -74,7 +74,7 @@ def volume_ratio(rows: Sequence[Row], *, device: str) -> float:
 
 def text(rows: Sequence[Row], *, devices: Sequence[str]) -> str:
     """The table and the two answers as Markdown."""
-    lines = [[row["label"], row["origin"], f"{row['accuracy']:.2%}", *(f"{row['latency_ms'][d]:.3g}" for d in devices),
+    lines = [[row["label"], row["origin"], f"{row['accuracy']:.2%}", *(_ms(row, d) for d in devices),
               f"{row['params_m']:.3g}", f"{row['epochs']:.3g}"] for row in sorted(rows, key=lambda r: r["latency_ms"][devices[0]])]
     accuracy = "test accuracy" if all(row["tested"] for row in rows) else "accuracy (validation: the data have no test part)"
     head = ["network", "origin", accuracy, *(f"ms, {d}" for d in devices), "params (M)", "epochs"]
@@ -86,6 +86,11 @@ def text(rows: Sequence[Row], *, devices: Sequence[str]) -> str:
                      + "".join(f"; {a['baseline']}: {a['pick'] or 'none'}" for a in beaten)
                      + f". Hypervolume of the picks over the baselines' {volume_ratio(rows, device=device):.2f}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _ms(row: Row, device: str) -> str:
+    verdict = row["verdict"][device]
+    return f"{row['latency_ms'][device]:.3g}{'' if verdict == 'stable' else f', {verdict}'}"
 
 
 def main() -> None:
