@@ -40,7 +40,7 @@ from nasvit.search import directory
 from nasvit.search.evaluate import Settings
 from nasvit.search.progress import Progress
 from nasvit.search.prune_choice import choose, kin, nearer, within
-from nasvit.search.prune_rate import LEAST, recovery_rate
+from nasvit.search.prune_rate import recovery_rate, steps_of_a_try
 from nasvit.search.prune_result import relative_difference, write_result
 from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, judged_by, plan_of, prune_evaluate
@@ -258,12 +258,13 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
                       beside=beside)
 
     if top and "lr" not in experiment.recipe:
-        rates = recovery_rate(space, dense, scores, judged_by(data, experiment.seed, count=images, mean=data.mean, std=data.std),
-                              recipe=Recipe.of(experiment.recipe), steps=rungs[1], seed=experiment.seed, device=device.torch_device)
+        seen_data, tried = judged_by(data, experiment.seed, count=images, mean=data.mean, std=data.std), steps_of_a_try(top)
+        rates = recovery_rate(space, dense, scores, seen_data, recipe=Recipe.of(experiment.recipe), steps=tried, seed=experiment.seed,
+                              device=device.torch_device)
         experiment = experiment.model_copy(update={"recipe": {**experiment.recipe, "lr": next(iter(rates))}})
         env["recovery_rates"] = [{"lr": rate, "val_loss": loss if math.isfinite(loss) else None} for rate, loss in rates.items()]
-        notes += (f"recovery's learning rate is {next(iter(rates)):.2g}: validation loss of a middling plan after {max(rungs[1], LEAST)} "
-                  "steps " + ", ".join(f"{loss:.3g} at {rate:.2g}" for rate, loss in rates.items()),)
+        notes += (f"recovery's learning rate is {next(iter(rates)):.2g}: validation loss of a middling plan after {tried} steps "
+                  + ", ".join(f"{loss:.3g} at {rate:.2g}" for rate, loss in rates.items()),)
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
                         versions=directory.versions(), fingerprint=device.fingerprint,

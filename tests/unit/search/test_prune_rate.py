@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from nasvit.data import DataSet
 from nasvit.data import load as load_data
-from nasvit.errors import ConfigError, TrainingError
+from nasvit.errors import ArchError, ConfigError, TrainingError
 from nasvit.pruning import prepare
 from nasvit.pruning.dense import Dense
 from nasvit.pruning.importance import importance
 from nasvit.pruning.space import CHOICES, PruneSpace
 from nasvit.search import prune_rate
-from nasvit.search.prune_rate import LEAST, RATES, recovery_rate
+from nasvit.search.prune_rate import RATES, recovery_rate, steps_of_a_try
 from nasvit.training import Recipe, TrainResult, default_lr
 from tests.pruning_models import timm, wake
 
@@ -53,10 +53,10 @@ def test_every_rate_is_tried_on_the_same_pruned_network_and_the_least_loss_comes
 
     monkeypatch.setattr(prune_rate, "train", watched)
     found = rates(known)
-    assert [lr for lr, *_ in tried] == [share * 8e-3 for share in RATES] and {steps for _, steps, *_ in tried} == {LEAST}
+    assert [lr for lr, *_ in tried] == [share * 8e-3 for share in RATES] and {steps for _, steps, *_ in tried} == {2}
     assert len({(size, total) for _, _, size, total in tried}) == 1 and tried[0][2] < whole
     assert next(iter(found)) == 2e-3 and list(found.values()) == sorted(found.values())
-    assert rates(known, steps=50) and tried[-1][1] == 50
+    assert [steps_of_a_try(whole) for whole in (3, 30, 200, 1000)] == [3, 20, 20, 100]
 
 
 def test_a_rate_that_fails_is_not_taken_and_all_of_them_are_an_error(
@@ -77,3 +77,16 @@ def test_a_rate_that_fails_is_not_taken_and_all_of_them_are_an_error(
     monkeypatch.setattr(prune_rate, "train", fails_from(0.0))
     with pytest.raises(ConfigError, match=r"fails at every learning rate .* the loss is nan; give recipe"):
         rates(known)
+
+
+def test_where_the_middling_plan_cannot_be_built_another_is_taken(
+        known: tuple[Dense, PruneSpace, dict[str, Tensor], DataSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PruneSpace.from_parameters
+
+    def refused(self: PruneSpace, params: dict[str, Any], **given: Any) -> Any:
+        if params:
+            raise ArchError("too steep")
+        return real(self, params, **given)
+
+    monkeypatch.setattr(PruneSpace, "from_parameters", refused)
+    assert len(rates(known)) == len(RATES)
