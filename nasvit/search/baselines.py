@@ -6,11 +6,9 @@ They answer what one would have picked without a search. Random search as a base
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from torch import nn
 
@@ -21,15 +19,8 @@ from nasvit.named import check_names, make_named
 from nasvit.proxies import short_train
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search.evaluate import Settings, dataset, derive_seed, failure, finished, gate, train_on
+from nasvit.search.in_turn import Submits, in_turn
 from nasvit.training import Recipe
-
-
-class Submits(Protocol):
-    """What is needed of an engine."""
-
-    workers: int
-
-    def submit(self, fn: Any, /, *args: Any) -> Any: ...
 
 
 def check(names: Iterable[str]) -> None:
@@ -76,21 +67,19 @@ def run_timm(names: Iterable[str], *, settings: Settings, engine: Submits, path:
     """Evaluate the named models that the file does not have yet, each appended as it comes; `told` hears how far it is."""
     records = read(path, mend=True)
     done = {r.label for r in records if r.status == "complete"}
-    wanted = [name for name in dict.fromkeys(names) if name.startswith("timm:") and name not in done]
-    waiting = list(enumerate(wanted, start=len(records)))
-    flying: dict[Future[TrialRecord], tuple[int, str]] = {}
-    while waiting or flying:
-        while waiting and len(flying) < engine.workers:
-            number, label = waiting.pop(0)
-            told(f"baselines: {label}, {len(wanted) - len(waiting)} of {len(wanted)}")
-            flying[engine.submit(evaluate_timm, settings, label, number)] = number, label
-        for future in wait(flying, return_when=FIRST_COMPLETED).done:
-            number, label = flying.pop(future)
-            try:
-                record = future.result()
-            except Exception as error:  # the worker died: that the model does not fit this machine is an answer too
-                record = replace(TrialRecord(trial=number, status="failed", rung=len(settings.rungs), arch=None, arch_id=label, label=label,
-                                             versions=settings.versions, started=time.time()), **failure(error))
-            append(path, record)
-            records.append(record)
+    wanted, first = [name for name in dict.fromkeys(names) if name.startswith("timm:") and name not in done], len(records)
+
+    def jobs() -> Iterator[tuple[Settings, str, int]]:
+        for place, label in enumerate(wanted):
+            told(f"baselines: {label}, {place + 1} of {len(wanted)}")
+            yield settings, label, first + place
+
+    for (_, label, number), future in in_turn(engine, evaluate_timm, jobs()):
+        try:
+            record = future.result()
+        except Exception as error:  # the worker died: that the model does not fit this machine is an answer too
+            record = replace(TrialRecord(trial=number, status="failed", rung=len(settings.rungs), arch=None, arch_id=label, label=label,
+                                         versions=settings.versions, started=time.time()), **failure(error))
+        append(path, record)
+        records.append(record)
     return records

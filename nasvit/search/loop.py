@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nasvit.arch import Arch
 from nasvit.engines import OverLimitError
@@ -21,6 +21,7 @@ from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search import plateau
 from nasvit.search.evaluate import Job, Settings, derive_seed, failure
+from nasvit.search.in_turn import Submits
 from nasvit.search.progress import Progress, Tally, snapshot
 from nasvit.search.rungs import promotable, unfinished
 from nasvit.search.screen import Screen
@@ -38,14 +39,6 @@ REPORTED = 500
 REPORT_SECONDS = 1.0
 REPORT_SHARE = 20
 """A report's time is at most one part in so many."""
-
-
-class Submits(Protocol):
-    """What the loop needs of an engine."""
-
-    workers: int
-
-    def submit(self, fn: Callable[[Job], TrialRecord], /, *args: Job) -> Future[TrialRecord]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,18 +207,19 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
                                                "image_size": data.image_size})
     images = min(len(data.val), max(LEAST_IMAGES, int(EVALUATION_SECONDS * 1e3 / start.latency["median_ms"])))
     before = directory.read_json(out / "env.json") if resume else {}
-    if before and "lr" not in experiment.recipe:
-        kept = PruneExperiment.load(out / "experiment.yaml").recipe
-        experiment = experiment.model_copy(update={"recipe": {**experiment.recipe, **{k: v for k, v in kept.items() if k == "lr"}}})
+    kept = PruneExperiment.load(out / "experiment.yaml") if before else None
+    if kept is not None and "lr" in kept.recipe:
+        experiment = experiment.model_copy(update={"recipe": {"lr": kept.recipe["lr"], **experiment.recipe}})
     env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
            "reference_ms": device.reference_ms, "dense": weights_id(dense), "sessions": int(before.get("sessions", 0)) + 1,
            "data": {"name": data.name, "kind": data.kind, "fingerprint": data.fingerprint, "train": len(data.train), "val": len(data.val),
                     "judged_by": images, "classes": data.num_classes, "image_size": list(data.image_size), "mean": list(data.mean),
                     "std": list(data.std)},
            "space": {"name": f"what is left of {experiment.model}"}}
-    env |= {name: before[name] for name in ("recovery_rates",) if name in before}
-    if before:
-        found = directory.drift(before, env, old=PruneExperiment.load(out / "experiment.yaml"), new=experiment)
+    if "recovery_rates" in before:
+        env["recovery_rates"] = before["recovery_rates"]
+    if kept is not None:
+        found = directory.drift(before, env, old=kept, new=experiment)
         if found:
             raise RunError(f"{out} cannot be resumed, because it differs in {'; '.join(found)}: restore it, or choose another --out")
     scores = _importance(experiment, start, folder=out / DENSE, resume=resume)

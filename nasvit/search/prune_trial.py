@@ -19,10 +19,11 @@ from nasvit.devices import machine_lock
 from nasvit.errors import RunError
 from nasvit.models.weight_file import read_weights
 from nasvit.proxies import Score
-from nasvit.pruning.dense import Dense, dense_plan, input_shape, slice_weights
-from nasvit.pruning.files import load, read_form
+from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
+from nasvit.pruning.files import load
 from nasvit.pruning.plan import Plan
 from nasvit.results.record import TrialRecord
+from nasvit.search import directory
 from nasvit.search.evaluate import Job, Settings, dataset, derive_seed, evaluated, finished, gate, keep, train_on, twofold
 from nasvit.training import Recipe, evaluate, train
 
@@ -98,10 +99,8 @@ def validation(settings: Settings) -> DataSet:
 def dense_of(run: str) -> Dense:
     """The run's dense model, read once in a process."""
     folder = Path(run) / DENSE
-    form = read_form(folder / "arch.json")
-    if not isinstance(form, Plan):
-        raise RunError(f"{folder / 'arch.json'} holds no plan")
-    return Dense(plan=dense_plan(form.source), module=load(folder / "arch.json", folder / "model.safetensors"))
+    name = directory.read_json(Path(run) / "prune.json").get("model")  # an Arch knows none
+    return prepare(load(folder / "arch.json", folder / "model.safetensors"), name=name, check=False)
 
 
 @lru_cache(maxsize=1)

@@ -7,17 +7,18 @@ in one cycle. The report compares what each rung and each zero-cost proxy said w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord, append, latest, read
 from nasvit.search.evaluate import Job, Settings, failure
+from nasvit.search.in_turn import Submits, in_turn
 from nasvit.search.rungs import best
 
 FILE = "truth.jsonl"
@@ -27,7 +28,6 @@ FEWEST, MOST = 6, 24
 """Networks: with fewer than FEWEST a tau says nothing, more than MOST say little more."""
 ALLOWED = 0.5
 """FEWEST are trained although the share buys fewer, if they take no more than this share of the search's steps."""
-EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +37,6 @@ class TruthPlan:
     networks: int
     steps: int
     reason: str = ""
-
-
-class Submits(Protocol):
-    """What is needed of an engine."""
-
-    workers: int
-
-    def submit(self, fn: Callable[[Job], TrialRecord], /, *args: Job) -> Future[TrialRecord]: ...
 
 
 def steps_trained(records: Sequence[TrialRecord], rungs: Sequence[int]) -> int:
@@ -106,21 +98,22 @@ def run_truth(records: Sequence[TrialRecord], *, settings: Settings, names: Sequ
     waiting = [r for r in spread(records, names, count=made.networks) if r.arch_id not in known]
     waiting = waiting[: max(0, made.networks - len(known))]
     done_now = len(known)
-    flying: dict[Future[TrialRecord], Job] = {}
-    while waiting or flying:
-        if waiting and seconds is not None and time.monotonic() - began > seconds:
-            waiting, stopped = [], f"the minutes were over before {made.networks} networks"
-        while waiting and len(flying) < engine.workers:
-            record = waiting.pop(0)
-            job = Job(settings=settings, trial=record.trial, arch=record.network(), rung=len(settings.rungs) + 1, params=record.params,
-                      truth=made.steps)
-            flying[engine.submit(evaluate, job)] = job
-        for future in wait(flying, timeout=EVERY_S, return_when=FIRST_COMPLETED).done:
-            landed = _landed(future, flying.pop(future), steps=made.steps)
-            if landed is not None:
-                append(path, landed)
-                done_now += 1
-                told(f"proxy truth: {done_now} of {made.networks} networks trained for {made.steps} steps")
+
+    def jobs() -> Iterator[tuple[Job]]:
+        nonlocal stopped
+        for record in waiting:
+            if seconds is not None and time.monotonic() - began > seconds:
+                stopped = f"the minutes were over before {made.networks} networks"
+                return
+            yield (Job(settings=settings, trial=record.trial, arch=record.network(), rung=len(settings.rungs) + 1, params=record.params,
+                       truth=made.steps),)
+
+    for (job,), future in in_turn(engine, evaluate, jobs()):
+        landed = _landed(future, job, steps=made.steps)
+        if landed is not None:
+            append(path, landed)
+            done_now += 1
+            told(f"proxy truth: {done_now} of {made.networks} networks trained for {made.steps} steps")
     done = [r for r in read(path) if r.status == "complete" and r.details.get("truth_steps") == made.steps]
     spent = steps_trained(records, settings.rungs)
     return {"networks": len(done), "steps": made.steps, "share": len(done) * made.steps / spent if spent else 0.0,

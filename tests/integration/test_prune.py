@@ -6,6 +6,7 @@ Whether targets are met is measured by experiments/prune_targets.py.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from nasvit.devices.base import Prepared
 from nasvit.devices.local import Cpu
 from nasvit.errors import CheckpointError, ConfigError, DataError, MeasurementError, NasvitError, RunError
 from nasvit.experiment import PruneExperiment
+from nasvit.models.build import build
 from nasvit.named import make_named
 from nasvit.pruning import opening, prepare
 from nasvit.pruning.files import load, save
@@ -36,6 +38,7 @@ from nasvit.search import prune as session
 from nasvit.search import prune_siblings
 from nasvit.search.prune import prune, target_of
 from nasvit.search.prune_choice import shape
+from nasvit.space import SearchSpace
 from nasvit.training import evaluate
 from tests.pruning_models import timm, wake
 
@@ -180,6 +183,23 @@ def test_a_run_goes_on_only_with_what_its_records_were_made_with(small: PruneExp
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept  # refused before anything is written
     after = prune(small.model_copy(update={"budget": 2, "minutes": 9.0}), out=out, resume=True)
     assert len(read(out / "records.jsonl")) == 2 and after["dense"] == before["dense"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_network_of_a_search_is_pruned_from_its_two_files_and_the_run_goes_on(tmp_path: Path) -> None:
+    space = SearchSpace.load("hybrid_tiny", image_size=(16, 16), in_channels=1, num_classes=10)
+    network = build(space.sample(random.Random(0)), seed=0)
+    arch, weights = save(network, tmp_path / "network")
+    searched = PruneExperiment(model=str(weights), arch=str(arch), data="digits", device="cpu", image_size=(16, 16), budget=2,
+                               engine="inline", sampler="random", recover_epochs=0.1)
+    facts = prune(searched, out=tmp_path / "run")
+    assert facts["stopped_because"] == "done" and facts["pruned"]["macs_g"] <= facts["dense"]["macs_g"]
+    pruned = load(tmp_path / "run" / "pruned" / "arch.json", tmp_path / "run" / "pruned" / "model.safetensors")
+    assert pruned(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+    prune(searched.model_copy(update={"budget": 3}), out=tmp_path / "run", resume=True)
+    records = read(tmp_path / "run" / "records.jsonl")
+    assert {r.status for r in records} == {"complete"} and {r.trial for r in records if r.rung == 1} == {0, 1, 2}
+    assert any(r.rung > 1 for r in records)  # recovery had its teacher
 
 
 @pytest.mark.usefixtures("quick")

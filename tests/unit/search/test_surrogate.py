@@ -266,8 +266,7 @@ def test_what_is_told_of_a_latency_is_asked_anew_when_more_is_known_of_it(small_
     told.count = 0
     sampler = SurrogateSampler(seed=0, domain=ArchDomain(small_space, objectives=("accuracy", "latency_ms"), guesses=told))
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    whole = sampler.domain.sample(random.Random(0))
-    assert whole is not None
+    whole = small_space.arch_parameters(small_space.sample(random.Random(0)))
     for count in (0, 1, 1, 2):
         told.count = count
         assert sampler.propose(study) is not None and sampler._inputs is not None
