@@ -50,6 +50,13 @@ def with_mlp(plan: Plan, *, keep: float) -> Plan:
     return replace(plan, blocks=tuple(replace(b, mlp_dim=max(8, int(b.mlp_dim * keep) // 8 * 8)) for b in plan.blocks))
 
 
+def without_blocks(plan: Plan) -> Plan:
+    """Every second block of the first two thirds gone: in a Swin transformer those that shift their windows, which cost the most beside
+    their multiply-adds."""
+    gone = range(1, 2 * len(plan.blocks) // 3, 2)
+    return replace(plan, blocks=tuple(replace(b, heads=0, head_dim=0, mlp_dim=0) if i in gone else b for i, b in enumerate(plan.blocks)))
+
+
 def solve(make: Callable[[float], Plan], *, target: float) -> Plan:
     """The plan of the family make(share) whose MACs are nearest below the target, by bisection."""
     low, high, best = 0.05, 1.0, None
@@ -77,6 +84,7 @@ def plans(dense: Dense, *, share: float, only: list[str] | None) -> dict[str, Pl
     kinds: dict[str, Callable[[float], Plan]] = {
         "uniform heads, mlp, embed": lambda k: uniform(source, keep=k),
         "mlp and heads": lambda k: uniform(source, keep=k, parts=("heads", "mlp")),
+        "depth, mlp and heads": lambda k: without_blocks(uniform(source, keep=k, parts=("heads", "mlp"))),
         "mlp, two thirds of heads": lambda k: with_mlp(uniform(source, keep=2 / 3, parts=("heads",)), keep=k)}
     if "merge" in dense.layout.operators:
         kinds["merge in every block"] = lambda k: uniform(source, keep=1.0, operator="merge", keep_ratio=k)

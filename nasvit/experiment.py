@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nasvit.allowance import usable_cores
 from nasvit.errors import ConfigError
 from nasvit.registry import unknown
 from nasvit.results.objectives import OBJECTIVES, objective
@@ -79,7 +80,8 @@ class Experiment(BaseModel):
     ray_address: "auto", HOST:PORT or ray://HOST:PORT of a running cluster, for the engine ray (None: RAY_ADDRESS, else a local one);
     gpus_per_worker: what each of its workers reserves.
     job_minutes, job_memory_gb: what one evaluation at one rung may take before its worker is ended and the trial recorded as failed;
-    memory None: nine tenths of the machine's, shared by the workers (processes; on a cluster no limit). The engine inline holds neither.
+    memory None: nine tenths of the machine's or container's, shared by the workers (processes; on a cluster no limit). The engine inline
+    holds neither.
     rungs: cumulative training steps at each rung; None: as many as a first network needs to learn (`nasvit.search.pilot`). eta: one of
     `eta` results of a rung is promoted to the next; 2, as the default rungs double.
     recipe: settings of the training loop that differ from its defaults. image_size: (H, W); None takes the allowed size
@@ -104,7 +106,7 @@ class Experiment(BaseModel):
     limits: dict[str, float] = Field(default_factory=dict)
     sampler: str = "surrogate"
     engine: str = "processes"
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=10_000)
+    workers: int = Field(default_factory=usable_cores, ge=1, le=10_000)
     ray_address: str | None = None
     gpus_per_worker: float = Field(default=0.0, ge=0, le=64)
     job_minutes: float = Field(default=60.0, gt=0)

@@ -128,11 +128,6 @@ def resident_mb(pid: int | None) -> float:
         return 0.0
 
 
-def machine_mb() -> float:
-    """Memory of this machine in MB (10^6 bytes)."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-
-
 def imported(module: str, niceness: int) -> None:
     """In a worker: have the module there, imported at a lower priority: by a thread that ends with it, because on Linux priority is a
     thread's, and a process without rights cannot raise its own again."""

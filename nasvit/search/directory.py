@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import nasvit
+from nasvit.allowance import usable_cores, usable_mb
 from nasvit.devices.machine import cpu_model
-from nasvit.engines import machine_mb
 from nasvit.errors import ConfigError, RunError, StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
@@ -94,8 +93,8 @@ def _release(version: str, name: str) -> str:
 
 
 def host() -> dict[str, Any]:
-    """The machine of the driver: cpu, cores, memory_gb, system."""
-    return {"cpu": cpu_model(), "cores": os.cpu_count() or 1, "memory_gb": round(machine_mb() / 1e3, 1), "system": platform.platform()}
+    """The machine of the driver: cpu, system, and the cores and memory (memory_gb) that the driver may use of it."""
+    return {"cpu": cpu_model(), "cores": usable_cores(), "memory_gb": round(usable_mb() / 1e3, 1), "system": platform.platform()}
 
 
 def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment, new: Experiment,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nasvit.engines import Engine, JobLimits, machine_mb, make_engine, resident_mb
+from nasvit.allowance import usable_mb
+from nasvit.engines import Engine, JobLimits, make_engine, resident_mb
 from nasvit.engines.ray_access import running_cluster
 from nasvit.experiment import Experiment
 
@@ -78,5 +79,5 @@ def job_limits(experiment: Experiment) -> JobLimits:
         return JobLimits()
     memory = None if experiment.job_memory_gb is None else 1e3 * experiment.job_memory_gb
     if memory is None and experiment.engine == "processes" and resident_mb(os.getpid()):  # where the system tells (Linux does)
-        memory = 0.9 * machine_mb() / experiment.workers
+        memory = 0.9 * usable_mb() / experiment.workers
     return JobLimits(seconds=60 * experiment.job_minutes, memory_mb=memory)
