@@ -31,13 +31,18 @@ STRENGTHS = 200
 """Steps of the strength."""
 PROBED = 150
 """Strength of the plans that show what each choice is worth in time."""
-GRANULE = 8
-"""Widths are multiples of this: vector units read so many numbers at once (AVX2's eight, and every wider unit a multiple)."""
+GRANULES = {"fp32": 8, "int8": 16}
+"""Widths are multiples of this, by the precision of the device: vector units read so many numbers at once (AVX2's eight in float32, and
+every wider unit a multiple; NVIDIA asks for 8 in half precision and 16 in int8: Deep Learning Performance guide, matrix multiplication)."""
 
 Solver = Callable[[Callable[[int, int], Plan]], tuple[int, int]]
 """From (strength, fine) to plans, to the two that are wanted. Raises ArchError where none will do."""
 SOLVED = ("strength", "fine")
 """Parameters that are solved for where there is a target."""
+NAMED = ("operator", "dropped")
+"""Parameters whose values are names."""
+PARTS = ("block", "attention", "mlp")
+"""What depth takes away of the blocks that it chooses: all, or one of its two parts."""
 
 
 def parse_choices(text: str) -> tuple[str, ...]:
@@ -77,21 +82,27 @@ class _Drawn:
 
 
 class PruneSpace:
-    """Plans of `dense`. choices: of CHOICES; what the layout cannot give is left out, and it is an error where nothing is left.
+    """Plans of `dense`. choices: of CHOICES; of all of them, what the layout cannot give is left out, and one that was chosen from them and
+    that it cannot give is an error.
 
-    order: block indices from the least important; blocks go in this order. solve: finds the strength for a target, and the finer one
-    of MLPs and tokens, which come in small steps where blocks and heads jump; without it, strength is a choice like the others.
+    orders: for each of PARTS, block indices from the least important; they go in this order. solve: finds the strength for a target, and
+    the finer one of MLPs and tokens, which come in small steps where blocks and heads jump; without it, strength is a choice like the
+    others. granule: what widths are multiples of.
     """
 
-    def __init__(self, dense: Plan, *, layout: Layout, choices: Sequence[str], order: Sequence[int], solve: Solver | None = None) -> None:
-        self.dense, self.layout, self.solve = dense, layout, solve
+    def __init__(self, dense: Plan, *, layout: Layout, choices: Sequence[str], orders: Mapping[str, Sequence[int]],
+                 solve: Solver | None = None, granule: int = GRANULES["fp32"]) -> None:
+        self.dense, self.layout, self.solve, self.granule = dense, layout, solve, granule
         self.operators = tuple(o for o in layout.operators if o != "none")
-        self.order = tuple(i for i in order if layout.blocks[i].drop_block)
+        able = {"block": [b.drop_block for b in layout.blocks], "attention": [b.drop_attention and b.heads > 0 for b in layout.blocks],
+                "mlp": [b.drop_mlp and b.mlp_dim > 0 for b in layout.blocks]}
+        orders = {part: tuple(i for i in orders[part] if able[part][i]) for part in PARTS}
+        self.orders = {part: order for part, order in orders.items() if len(order) > 1}
         possible = {"tokens": bool(self.operators), "heads": any(b.cut_heads or b.cut_head_dim for b in layout.blocks),
-                    "mlp": any(b.cut_mlp for b in layout.blocks), "depth": len(self.order) > 1, "embed": layout.embed_granule > 0}
+                    "mlp": any(b.cut_mlp for b in layout.blocks), "depth": bool(self.orders), "embed": layout.embed_granule > 0}
         self.choices = tuple(c for c in CHOICES if c in choices and possible[c])
-        if not self.choices:
-            raise ConfigError(f"{dense.source.name} cannot be pruned by {', '.join(choices)}; "
+        if not self.choices or (len(self.choices) < len(choices) and set(choices) != set(CHOICES)):
+            raise ConfigError(f"{dense.source.name} cannot be pruned by {', '.join(c for c in choices if not possible[c])}; "
                               f"possible: {', '.join(c for c in CHOICES if possible[c])}")
         self._params: dict[str, dict[str, Any]] = {}
         self._beyond: set[frozenset[tuple[str, Any]]] = set()
@@ -100,8 +111,11 @@ class PruneSpace:
 
     def suggest(self, trial: Any) -> Plan:
         """The plan of a trial's choices. Raises ArchError for one that touches nothing, or none at the target."""
-        shape = {name: trial.suggest_categorical(name, values) for name, values in self.parameters().items()}
-        if not any(value for name, value in shape.items() if name != "operator"):
+        shape: dict[str, Any] = {}
+        for name, values in self.parameters().items():
+            if name != "dropped" or shape["depth"]:  # asked only where something is
+                shape[name] = trial.suggest_categorical(name, values)
+        if not any(value for name, value in shape.items() if name not in NAMED):
             raise ArchError("a plan that takes nothing away is no pruning")
         if self.solve is None:
             solved = {"strength": trial.suggest_int("strength", 1, STRENGTHS)}
@@ -178,11 +192,12 @@ class PruneSpace:
         be solved for."""
         names = self.parameters()
 
-        def alone(begins: str, value: float, **operator: str) -> dict[str, Any]:
-            return {**{n: value if n.startswith(begins) else 0.0 for n in names if n != "operator"}, **operator}
+        def alone(begins: str, value: float, **named: str) -> dict[str, Any]:
+            return {**{n: value if n.startswith(begins) else 0.0 for n in names if n not in NAMED}, **named}
 
         shapes = [alone("tokens.", 0.5, operator=operator) for operator in self.operators if "tokens" in self.choices]
-        shapes += [alone(begins, 1.0) for begins in ("heads.", "mlp.", "depth", "embed")] + [alone("head_dim", 0.5)]
+        shapes += [alone(begins, 1.0) for begins in ("heads.", "mlp.", "embed")] + [alone("head_dim", 0.5)]
+        shapes += [alone("depth", 1.0, dropped=part) for part in list(self.orders)[:1] if "depth" in self.choices]  # one shows it
         plans = {made.id: made for made in (self.plan(shape, PROBED) for shape in shapes) if made != self.dense}
         return [made for made in plans.values() if _impossible(made) is None]
 
@@ -201,27 +216,33 @@ class PruneSpace:
         if "mlp" in self.choices:
             found |= {f"mlp.{k}": APPETITES for k in range(KNOTS)}
         found |= {name: APPETITES for name in ("depth", "embed") if name in self.choices}
+        if "depth" in self.choices and len(self.orders) > 1:
+            found["dropped"] = tuple(self.orders)
         return found
 
     def plan(self, shape: Mapping[str, Any], strength: int, fine: int | None = None) -> Plan:
         """The plan of these appetites at this strength (1 to STRENGTHS); fine: that of MLPs and tokens (None: the same)."""
         s, small = strength / STRENGTHS, (strength if fine is None else fine) / STRENGTHS
         heads, mlp = (_between([shape.get(f"{c}.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks)) for c in ("heads", "mlp"))
-        gone = set(self.order[: round(s * shape.get("depth", 0.0) * MOST["depth"] * len(self.order))])
+        dropped = shape.get("dropped", next(iter(self.orders), "block"))
+        order = self.orders.get(dropped, ())
+        gone = set(order[: round(s * shape.get("depth", 0.0) * MOST["depth"] * len(order))])
         operator = shape.get("operator", self.operators[0] if self.operators else "none")
         ratios = _keep_ratios([small * shape.get(f"tokens.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks), operator=operator)
         blocks: list[BlockPlan] = []
         for i, block in enumerate(self.dense.blocks):
-            if i in gone:  # it takes no tokens away either
-                blocks.append(BlockPlan(heads=0, head_dim=0, mlp_dim=0, keep_ratio=blocks[-1].keep_ratio if blocks else 1.0))
+            before = blocks[-1].keep_ratio if blocks else 1.0
+            if i in gone and dropped == "block":  # it takes no tokens away either
+                blocks.append(BlockPlan(heads=0, head_dim=0, mlp_dim=0, keep_ratio=before))
                 continue
+            no_attention, no_mlp = (i in gone and dropped == part for part in ("attention", "mlp"))
             form, head_share = self.layout.blocks[i], s * heads[i] * MOST["heads"] * bool(block.heads)
-            blocks.append(BlockPlan(
-                heads=max(1, round(block.heads * (1 - head_share))) if form.cut_heads and head_share else block.heads,
-                head_dim=_granular(block.head_dim, s * shape.get("head_dim", 0.0) * MOST["head_dim"] * form.cut_head_dim),
-                mlp_dim=_granular(block.mlp_dim, small * mlp[i] * MOST["mlp"] * form.cut_mlp),
-                keep_ratio=ratios[i] if form.tokens or not blocks else blocks[-1].keep_ratio))
-        granule = math.lcm(GRANULE, max(1, self.layout.embed_granule))
+            cut_heads = max(1, round(block.heads * (1 - head_share))) if form.cut_heads and head_share else block.heads
+            cut_dim = _granular(block.head_dim, s * shape.get("head_dim", 0.0) * MOST["head_dim"] * form.cut_head_dim, granule=self.granule)
+            cut_mlp = _granular(block.mlp_dim, small * mlp[i] * MOST["mlp"] * form.cut_mlp, granule=self.granule)
+            blocks.append(BlockPlan(heads=0 if no_attention else cut_heads, head_dim=0 if no_attention else cut_dim,
+                                    mlp_dim=0 if no_mlp else cut_mlp, keep_ratio=before if no_attention or not form.tokens else ratios[i]))
+        granule = math.lcm(self.granule, max(1, self.layout.embed_granule))
         widths = tuple(_granular(dim, s * shape.get("embed", 0.0) * MOST["embed"], granule=granule) for dim in self.dense.embed_dims)
         return Plan(source=self.dense.source, blocks=tuple(blocks), embed_dims=widths,
                     operator=operator if any(b.keep_ratio < 1 for b in blocks) else "none")
@@ -248,7 +269,7 @@ def _between(knots: Sequence[float], count: int) -> list[float]:
     return found
 
 
-def _granular(size: int, share: float, *, granule: int = GRANULE) -> int:
+def _granular(size: int, share: float, *, granule: int) -> int:
     """`size` less this share, a multiple of the granule where it is less at all; 0 stays 0."""
     kept = round(size * (1 - share) / granule) * granule
     return size if share == 0 or kept >= size else max(min(granule, size), kept)

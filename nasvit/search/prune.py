@@ -33,13 +33,13 @@ from nasvit.pruning.importance import importance
 from nasvit.pruning.opening import as_trained, image_size_of, open_model
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.siblings import measured
-from nasvit.pruning.space import STRENGTHS, PruneSpace
+from nasvit.pruning.space import GRANULES, STRENGTHS, PruneSpace
 from nasvit.pruning.speed import Speed
 from nasvit.results.record import TrialRecord, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
 from nasvit.search.progress import Progress
-from nasvit.search.prune_choice import choose, kin, nearer, within
+from nasvit.search.prune_choice import choose, compromise, kin, nearer, within
 from nasvit.search.prune_rate import recovery_rate, steps_of_a_try
 from nasvit.search.prune_result import relative_difference, write_result
 from nasvit.search.prune_siblings import check_named, compared
@@ -253,10 +253,9 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
         if start.target_ms is None or left > max(2, round(LAST * experiment.budget)):
             return []
         if done := within(seen, limits=limits):
-            retimed(choose(done, images=images, target_ms=start.target_ms, again=again))
+            retimed(choose(done, images=images, again=again))
         beside = partial(kin, values=space.parameters(), rng=random.Random(f"{experiment.seed} {len(seen)}")) if left == 1 else None
-        return nearer(seen, limits=limits, images=images, target_ms=start.target_ms, aim_ms=_aim(start.target_ms, speed), again=again,
-                      beside=beside)
+        return nearer(seen, limits=limits, images=images, aim_ms=_aim(start.target_ms, speed), again=again, beside=beside)
 
     if top and "lr" not in experiment.recipe:
         seen_data, tried = judged_by(data, experiment.seed, count=images, mean=data.mean, std=data.std), steps_of_a_try(top)
@@ -322,12 +321,14 @@ def _importance(experiment: PruneExperiment, start: Start, *, folder: Path, resu
 def make_space(experiment: PruneExperiment, start: Start, scores: Mapping[str, Tensor]) -> tuple[PruneSpace, Speed]:
     """The space, and what it knows of speed."""
     layout = start.dense.layout
-    matter = [float(sum(scores[g].sum() for g in (f"heads.{i}", f"mlp.{i}") if g in scores)) for i in range(len(layout.blocks))]
+    matter = {part: [float(sum(scores[f"{name}.{i}"].sum() for name in names if f"{name}.{i}" in scores)) for i in range(len(layout.blocks))]
+              for part, names in (("block", ("heads", "mlp")), ("attention", ("heads",)), ("mlp", ("mlp",)))}
     speed = Speed(start.dense.plan, layout=layout, dense_ms=float(start.latency["median_ms"]))
     target = start.target_ms
     solve = None if target is None else speed.solver(aim_ms=lambda: _aim(target, speed), steps=STRENGTHS)
-    order = sorted(range(len(matter)), key=matter.__getitem__)
-    space = PruneSpace(start.dense.plan, layout=layout, choices=experiment.choices, order=order, solve=solve)
+    orders = {part: sorted(range(len(values)), key=values.__getitem__) for part, values in matter.items()}
+    space = PruneSpace(start.dense.plan, layout=layout, choices=experiment.choices, orders=orders, solve=solve,
+                       granule=GRANULES[start.device.runtime.settings.get("precision", "fp32")])
     return space, speed
 
 
@@ -345,7 +346,8 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
     if not done:
         raise RunError(f"no plan of {experiment.model} keeps the target of {start.target_ms:.4g} ms; raise it, or allow more with --space"
                        if start.target_ms is not None else "no plan could be evaluated; the records say why")
-    chosen = choose(done, images=int(bound.settings.prune["images"]), target_ms=start.target_ms, again=directory.read_json(out / RETIMED))
+    chosen = (compromise(done, dense_ms=float(start.latency["median_ms"])) if start.target_ms is None else
+              choose(done, images=int(bound.settings.prune["images"]), again=directory.read_json(out / RETIMED)))
     module = slice_weights(start.dense, plan_of(chosen), read_weights(out / DENSE / SCORES))
     if chosen.checkpoint is not None:
         module.load_state_dict(read_weights(out / chosen.checkpoint))

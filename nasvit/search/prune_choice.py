@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from nasvit.pruning.space import SOLVED
+from nasvit.results.front import knee, pareto, to_minimised
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.domain import next_to, ordered
 from nasvit.search.objectives import known_of, passed
@@ -30,13 +31,19 @@ def timed(record: TrialRecord, again: Again) -> float:
     return fmean((record.objectives["latency_ms"], *again.get(str(record.trial), ())))
 
 
-def choose(done: list[TrialRecord], *, images: int, target_ms: float | None, again: Again) -> TrialRecord:
-    """The most accurate plan, the faster of two equals. With a target, what is within one standard error of the best (of an accuracy on so
-    many images) counts as equal, and of those the one that was recovered longest and then the slowest is taken: time that the target
-    leaves is better spent on what would be pruned. Last, a slower plan of the same shape keeps all that this one keeps and more: it is
-    taken unless it was seen to be worse by two standard errors."""
-    if target_ms is None:
-        return max(done, key=lambda r: (r.objectives["accuracy"], -r.objectives["latency_ms"]))
+def compromise(done: Sequence[TrialRecord], *, dense_ms: float) -> TrialRecord:
+    """The result where no target was given: the knee of accuracy and latency, among the plans that are faster than the dense model where
+    any is. The most accurate plan is one from which hardly anything was taken."""
+    names = ("accuracy", "latency_ms")
+    front = pareto([r for r in done if r.objectives["latency_ms"] < dense_ms] or done, names)
+    return front[knee(to_minimised([r.objectives for r in front], names))]
+
+
+def choose(done: list[TrialRecord], *, images: int, again: Again) -> TrialRecord:
+    """The result where a target was given. What is within one standard error of the most accurate plan (of an accuracy on so many images)
+    counts as equal, and of those the one that was recovered longest and then the slowest is taken: time that the target leaves is better
+    spent on what would be pruned. Last, a slower plan of the same shape keeps all that this one keeps and more: it is taken unless it was
+    seen to be worse by two standard errors."""
     best = max(r.objectives["accuracy"] for r in done)
     least = best - math.sqrt(best * (1 - best) / images)
     found = max((r for r in done if r.objectives["accuracy"] >= least), key=lambda r: (r.rung, timed(r, again)))
@@ -50,15 +57,15 @@ def shape(record: TrialRecord) -> dict[str, Any]:
     return {name: value for name, value in record.params.items() if name not in SOLVED}
 
 
-def nearer(seen: Sequence[TrialRecord], *, limits: Mapping[str, float], images: int, target_ms: float, aim_ms: float,
-           again: Again, beside: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None) -> list[dict[str, Any]]:
+def nearer(seen: Sequence[TrialRecord], *, limits: Mapping[str, float], images: int, aim_ms: float, again: Again,
+           beside: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None) -> list[dict[str, Any]]:
     """Choices to solve for once more: those of the plan that would be chosen, where it is so much faster than `aim_ms`, which strengths are
     solved for, that less could be taken away; what was measured of it tells the solver how to come nearer. Then, if anything is to be tried
     there, what is `beside` them."""
     done = within(seen, limits=limits)
     if not done:
         return []
-    best = choose(done, images=images, target_ms=target_ms, again=again)
+    best = choose(done, images=images, again=again)
     once_more = [shape(best)] if timed(best, again) < NEAR * aim_ms else []
     return once_more + (beside(shape(best)) if beside is not None else [])
 

@@ -11,7 +11,7 @@ from optuna.trial import FixedTrial
 from nasvit.errors import ArchError, ConfigError
 from nasvit.pruning.dense import check, prepare
 from nasvit.pruning.plan import Plan
-from nasvit.pruning.space import BEYOND, SOLVED, STRENGTHS, PruneSpace, parse_choices
+from nasvit.pruning.space import BEYOND, GRANULES, NAMED, PARTS, SOLVED, STRENGTHS, PruneSpace, parse_choices
 from nasvit.pruning.speed import Speed, terms
 from nasvit.torchvision_ops import ensure
 
@@ -29,7 +29,7 @@ def dense():
 
 @pytest.fixture
 def space(dense) -> PruneSpace:
-    return PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8))
+    return PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)))
 
 
 def test_every_sample_can_be_built_touches_something_and_is_recovered_from_its_parameters(space, dense) -> None:
@@ -43,7 +43,7 @@ def test_every_sample_can_be_built_touches_something_and_is_recovered_from_its_p
 
 
 def test_a_plan_that_takes_nothing_away_is_refused(space) -> None:
-    nothing = {name: values[0] if name == "operator" else 0.0 for name, values in space.parameters().items()}
+    nothing = {name: values[0] if name in NAMED else 0.0 for name, values in space.parameters().items()}
     with pytest.raises(ArchError, match="takes nothing away"):
         space.suggest(FixedTrial({**nothing, "strength": STRENGTHS}))
 
@@ -65,7 +65,7 @@ def test_widths_are_multiples_of_eight_where_they_were_cut(space, dense) -> None
 
 
 def test_only_what_was_chosen_is_pruned(dense) -> None:
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), order=range(8))
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), orders=dict.fromkeys(PARTS, range(8)))
     plan = space.sample(random.Random(0))
     assert plan.with_blocks(mlp_dim=256) == dense.plan.with_blocks(mlp_dim=256)
 
@@ -75,14 +75,51 @@ def test_choices_that_the_model_does_not_have_are_named(dense) -> None:
         parse_choices("token,mlp")
     layout = replace(dense.layout, operators=("none",))
     with pytest.raises(ConfigError, match=r"cannot be pruned by tokens; possible: heads, mlp"):
-        PruneSpace(dense.plan, layout=layout, choices=("tokens",), order=())
+        PruneSpace(dense.plan, layout=layout, choices=("tokens",), orders=dict.fromkeys(PARTS, ()))
+
+
+def test_a_choice_that_was_asked_for_and_cannot_be_is_refused_though_others_are_left(dense) -> None:
+    layout, orders = replace(dense.layout, operators=("none",)), dict.fromkeys(PARTS, range(8))
+    with pytest.raises(ConfigError, match=r"cannot be pruned by tokens; possible: heads, mlp"):
+        PruneSpace(dense.plan, layout=layout, choices=("tokens", "mlp"), orders=orders)
+    assert PruneSpace(dense.plan, layout=layout, choices=CHOICES, orders=orders).choices == ("heads", "mlp", "depth", "embed")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_depth_takes_blocks_or_their_attentions_or_their_mlps(dense, part) -> None:
+    orders = {"block": range(8), "attention": range(7, -1, -1), "mlp": (3, 4, 5, 6, 7, 0, 1, 2)}  # from the least important
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("depth",), orders=orders)
+    plan = space.suggest(FixedTrial({"depth": 1.0, "dropped": part, "strength": STRENGTHS}))
+    check(plan)
+    without = [i for i, b in enumerate(plan.blocks) if {"block": b.gone, "attention": not b.heads, "mlp": not b.mlp_dim}[part]]
+    assert without == sorted(orders[part][:4]) and all((b.heads == 0) == (b.head_dim == 0) for b in plan.blocks)
+    whole = [(b.heads, b.mlp_dim) for i, b in enumerate(plan.blocks) if i not in without]
+    assert whole == [(4, 256)] * 4
+    assert part == "block" or all(b.mlp_dim if part == "attention" else b.heads for b in plan.blocks)
+
+
+def test_tokens_are_dropped_behind_attentions_that_are_left(dense) -> None:
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)))
+    rng, seen = random.Random(3), 0
+    for _ in range(200):
+        plan = space.sample(rng)
+        without = [i for i, b in enumerate(plan.blocks) if i and not b.heads and b.mlp_dim]
+        assert all(plan.blocks[i].keep_ratio == plan.blocks[i - 1].keep_ratio for i in without)
+        seen += bool(without) and plan.operator != "none"
+    assert seen > 10
+
+
+def test_int8_has_wider_granules(dense) -> None:
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), orders=dict.fromkeys(PARTS, range(8)), granule=GRANULES["int8"])
+    widths = {b.mlp_dim for seed in range(20) for b in space.sample(random.Random(seed)).blocks}
+    assert len(widths) > 4 and all(width % 16 == 0 for width in widths)
 
 
 def test_the_solver_lands_just_under_the_aim_and_on_the_machine_as_learned(dense) -> None:
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
     true = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
     true.coefficients = true.coefficients * [4.0, 0.8, 3.0, 1.1, *[0.0] * 4] + [0, 0, 0, 0, 0.5, 0, 0, 0]  # another machine
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8),
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)),
                        solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
     rng, errors = random.Random(0), []
     for _ in range(60):
@@ -95,7 +132,7 @@ def test_the_solver_lands_just_under_the_aim_and_on_the_machine_as_learned(dense
 
 def test_what_a_jump_of_heads_and_blocks_overshoots_is_taken_back_in_small_steps(dense) -> None:
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8),
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)),
                        solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
     rng, whole, taken_back = random.Random(0), [], []
     for _ in range(60):
@@ -110,7 +147,7 @@ def test_what_a_jump_of_heads_and_blocks_overshoots_is_taken_back_in_small_steps
 
 
 def test_probes_show_each_choice_alone_and_what_a_machine_makes_of_it(dense) -> None:
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8))
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)))
     probes = space.probes()
     assert len(probes) == len(space.operators) + 4 and all(plan != dense.plan for plan in probes)  # its heads of 16 give no head_dim
     assert {plan.operator for plan in probes} == {"none", *space.operators}
@@ -123,12 +160,12 @@ def test_probes_show_each_choice_alone_and_what_a_machine_makes_of_it(dense) -> 
     wrong = [[abs(speed.predict(plan) / true.predict(plan) - 1) for speed in (asked, usual)] for plan in plans]
     first, second = (sorted(column)[20] for column in zip(*wrong, strict=True))
     assert first < 0.15 < 0.3 < second, (first, second)
-    assert len(PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), order=range(8)).probes()) == 1
+    assert len(PruneSpace(dense.plan, layout=dense.layout, choices=("mlp",), orders=dict.fromkeys(PARTS, range(8))).probes()) == 1
 
 
 def test_a_plan_close_to_a_measured_one_is_predicted_with_what_that_one_missed(dense) -> None:
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8))
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)))
     shape = {name: values[-1] for name, values in space.parameters().items() if name.startswith(("heads", "mlp"))}
     near, probe = space.plan(shape, 104), space.plan(shape, 100)
     for plan in space.probes():
@@ -141,14 +178,14 @@ def test_a_plan_close_to_a_measured_one_is_predicted_with_what_that_one_missed(d
 def test_an_aim_out_of_reach_is_an_error(dense) -> None:
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
     solve = speed.solver(aim_ms=lambda: 1.0, steps=STRENGTHS)
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), order=(), solve=solve)
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), orders=dict.fromkeys(PARTS, ()), solve=solve)
     with pytest.raises(ArchError, match="at the strongest"):
         space.suggest(FixedTrial({name: 1.0 if 1.0 in values else values[-1] for name, values in space.parameters().items()}))
 
 
 def test_a_first_measurement_far_off_ends_no_search(dense) -> None:
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(8),
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)),
                        solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
 
     def true(plan: Plan) -> float:
@@ -168,7 +205,7 @@ def test_a_first_measurement_far_off_ends_no_search(dense) -> None:
 
 def test_a_target_that_nothing_reaches_is_given_up_after_a_few_plans(dense) -> None:
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), order=(),
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), orders=dict.fromkeys(PARTS, ()),
                        solve=speed.solver(aim_ms=lambda: 1.0, steps=STRENGTHS))
     rng, tried = random.Random(0), 0
     with pytest.raises(ArchError, match="at the strongest"):

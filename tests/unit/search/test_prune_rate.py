@@ -14,7 +14,7 @@ from nasvit.errors import ArchError, ConfigError, TrainingError
 from nasvit.pruning import prepare
 from nasvit.pruning.dense import Dense
 from nasvit.pruning.importance import importance
-from nasvit.pruning.space import CHOICES, PruneSpace
+from nasvit.pruning.space import CHOICES, PARTS, PruneSpace
 from nasvit.search import prune_rate
 from nasvit.search.prune_rate import RATES, recovery_rate, steps_of_a_try
 from nasvit.training import Recipe, TrainResult, default_lr
@@ -28,7 +28,7 @@ def known() -> tuple[Dense, PruneSpace, dict[str, Tensor], DataSet]:
         model = wake(timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, num_classes=10, depth=2, embed_dim=48,
                                        num_heads=3))
     dense, data = prepare(model, name="vit", image_size=(16, 16)), load_data("digits", seed=0, image_size=(16, 16))
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, order=range(2))
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(2)))
     scores = importance(dense, data.train.images[:8].float() / 255, data.train.labels[:8], criterion="magnitude").scores
     return dense, space, scores, data
 

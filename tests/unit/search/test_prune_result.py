@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from nasvit.data import load as load_data
 from nasvit.errors import DeviceLostError, MeasurementError, RunError
 from nasvit.pruning import load, prepare, slice_weights, uniform
-from nasvit.pruning.space import PruneSpace
+from nasvit.pruning.space import PARTS, PruneSpace
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search import prune as session
-from nasvit.search.prune_choice import choose, kin, nearer, within
+from nasvit.search.prune_choice import choose, compromise, kin, nearer, within
 from nasvit.search.prune_result import write_result
 from tests.pruning_models import make, timm, wake
 
@@ -149,13 +149,19 @@ def record(accuracy: float, ms: float, *, rung: int = 1) -> TrialRecord:
                        objectives={"accuracy": accuracy, "latency_ms": ms})
 
 
-def test_with_a_target_the_slowest_of_the_equally_accurate_is_taken_and_without_one_the_fastest() -> None:
+def test_with_a_target_the_slowest_of_the_equally_accurate_is_taken() -> None:
     best, equal, worse = record(0.80, 5.0), record(0.79, 5.8), record(0.70, 5.9)
-    assert choose([best, equal, worse], images=400, target_ms=6.0, again={}) is equal  # the standard error of 80 % on 400 images is 2 %
-    assert choose([best, equal, worse], images=40_000, target_ms=6.0, again={}) is best  # and on 40,000 it is 0.2 %
-    assert choose([record(0.80, 5.0), record(0.80, 4.0)], images=400, target_ms=None, again={}).objectives["latency_ms"] == 4.0
+    assert choose([best, equal, worse], images=400, again={}) is equal  # the standard error of 80 % on 400 images is 2 %
+    assert choose([best, equal, worse], images=40_000, again={}) is best  # and on 40,000 it is 0.2 %
     recovered = record(0.80, 5.5, rung=3)
-    assert choose([recovered, equal], images=400, target_ms=6.0, again={}) is recovered
+    assert choose([recovered, equal], images=400, again={}) is recovered
+
+
+def test_without_a_target_the_result_is_the_knee_and_no_slower_than_the_dense_model() -> None:
+    plans = [replace(record(a, ms), trial=i) for i, (a, ms) in enumerate([(0.90, 11.0), (0.89, 9.9), (0.88, 5.0), (0.60, 4.0), (0.2, 3.0)])]
+    assert compromise(plans, dense_ms=10.0) is plans[2]
+    assert compromise(plans[:2], dense_ms=10.0) is plans[1] and compromise(plans[:1], dense_ms=10.0) is plans[0]
+    assert compromise([record(0.80, 5.0), replace(record(0.80, 4.0), trial=1)], dense_ms=10.0).objectives["latency_ms"] == 4.0
 
 
 def test_no_result_is_over_a_limit_that_holds_by_the_end_of_its_interval_that_trials_are_held_against() -> None:
@@ -180,7 +186,7 @@ def test_the_last_trials_come_back_to_the_best_plan_where_it_leaves_time_unused(
     limits = {"latency_ms": 10.0}
 
     def asked(*seen: TrialRecord) -> object:
-        return nearer(seen, limits=limits, images=100, target_ms=10.0, aim_ms=9.3, again={})
+        return nearer(seen, limits=limits, images=100, aim_ms=9.3, again={})
 
     best = timed(0, accuracy=0.9, upper_ms=9.0, heads=0.5, strength=80)
     worse = timed(1, accuracy=0.2, upper_ms=9.9, heads=1.0, strength=9)
@@ -192,7 +198,7 @@ def test_the_last_trials_come_back_to_the_best_plan_where_it_leaves_time_unused(
 
 def test_what_lies_beside_the_best_plan_is_tried_after_what_uses_the_time_it_leaves() -> None:
     def asked(*seen: TrialRecord) -> object:
-        return nearer(seen, limits={"latency_ms": 10.0}, images=100, target_ms=10.0, aim_ms=9.3, again={},
+        return nearer(seen, limits={"latency_ms": 10.0}, images=100, aim_ms=9.3, again={},
                       beside=lambda own: [{**own, "mlp": 1.0}, {**own, "mlp": 0.5}])
 
     beside = [{"heads": 0.5, "mlp": 1.0}, {"heads": 0.5, "mlp": 0.5}]
@@ -213,12 +219,12 @@ def test_a_plans_kin_differs_by_one_step_of_one_choice() -> None:
 
 def test_what_was_measured_again_counts_with_its_mean() -> None:
     lucky, steady = record(0.80, 5.8), replace(record(0.80, 5.6), trial=7)
-    assert choose([lucky, steady], images=400, target_ms=6.0, again={}) is lucky
-    assert choose([lucky, steady], images=400, target_ms=6.0, again={str(lucky.trial): [5.2]}) is steady
+    assert choose([lucky, steady], images=400, again={}) is lucky
+    assert choose([lucky, steady], images=400, again={str(lucky.trial): [5.2]}) is steady
     best = timed(0, accuracy=0.9, upper_ms=9.8, heads=0.5, strength=80)
 
     def asked(again: dict[str, list[float]]) -> object:
-        return nearer([best], limits={"latency_ms": 10.0}, images=100, target_ms=10.0, aim_ms=9.3, again=again)
+        return nearer([best], limits={"latency_ms": 10.0}, images=100, aim_ms=9.3, again=again)
 
     assert asked({}) == asked({"0": []}) == [] and asked({"0": [8.7]}) == [{"heads": 0.5}]
 
@@ -228,7 +234,7 @@ def test_a_slower_plan_of_the_chosen_shape_is_taken_unless_it_is_plainly_worse()
 
     def chosen(accuracy: float, **params: float) -> int:
         done = [fast, timed(1, accuracy=accuracy, upper_ms=9.8, **params)]
-        return choose(done, images=100, target_ms=10.0, again={}).trial
+        return choose(done, images=100, again={}).trial
 
     assert chosen(0.86, heads=0.5, strength=70) == 1  # a standard error is 0.03
     assert chosen(0.83, heads=0.5, strength=70) == 0
@@ -237,7 +243,8 @@ def test_a_slower_plan_of_the_chosen_shape_is_taken_unless_it_is_plainly_worse()
 
 def test_probes_are_measured_once_those_that_fail_are_named_and_a_lost_device_ends_the_run(tmp_path: Path) -> None:
     dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
-    space = PruneSpace(dense.plan, layout=dense.layout, choices=("mlp", "depth"), order=range(len(dense.plan.blocks)))
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("mlp", "depth"),
+                       orders=dict.fromkeys(PARTS, range(len(dense.plan.blocks))))
     answers: list[Any] = [SimpleNamespace(median_ms=2.0, half_width=0.05), MeasurementError("too noisy")]
 
     def measure(module: nn.Module, *, input_shape: tuple[int, ...]) -> Any:
