@@ -321,8 +321,9 @@ def _importance(experiment: PruneExperiment, start: Start, *, folder: Path, resu
 def make_space(experiment: PruneExperiment, start: Start, scores: Mapping[str, Tensor]) -> tuple[PruneSpace, Speed]:
     """The space, and what it knows of speed."""
     layout = start.dense.layout
-    matter = {part: [float(sum(scores[f"{name}.{i}"].sum() for name in names if f"{name}.{i}" in scores)) for i in range(len(layout.blocks))]
-              for part, names in (("block", ("heads", "mlp")), ("attention", ("heads",)), ("mlp", ("mlp",)))}
+    parts = {"block": ("heads", "mlp"), "attention": ("heads",), "mlp": ("mlp",)}
+    matter = {part: [float(sum(scores[f"{n}.{i}"].sum() for n in names if f"{n}.{i}" in scores)) for i in range(len(layout.blocks))]
+              for part, names in parts.items()}
     speed = Speed(start.dense.plan, layout=layout, dense_ms=float(start.latency["median_ms"]))
     target = start.target_ms
     solve = None if target is None else speed.solver(aim_ms=lambda: _aim(target, speed), steps=STRENGTHS)
