@@ -111,10 +111,7 @@ class PruneSpace:
 
     def suggest(self, trial: Any) -> Plan:
         """The plan of a trial's choices. Raises ArchError for one that touches nothing, or none at the target."""
-        shape: dict[str, Any] = {}
-        for name, values in self.parameters().items():
-            if name != "dropped" or shape["depth"]:  # asked only where something is
-                shape[name] = trial.suggest_categorical(name, values)
+        shape = {name: trial.suggest_categorical(name, values) for name, values in self.parameters().items()}
         if not any(value for name, value in shape.items() if name not in NAMED):
             raise ArchError("a plan that takes nothing away is no pruning")
         if self.solve is None:
