@@ -37,6 +37,8 @@ from nasvit.latency import LatencyModel, Prediction
 from nasvit.latency.transfer import Transfer
 
 TEN = 10
+LEAST_ERROR = 0.06
+"""Goal of a transfer."""
 
 
 # ---- new networks on one device ----------------------------------------------------------------------------------------
@@ -262,7 +264,17 @@ def transfer_table(folder: Path, *, seeds: int) -> str:
     means = [(name, "MEAN", *np.mean([r[2:] for r in rows if r[0] == name], axis=0)) for name in dict.fromkeys(r[0] for r in rows)]
     head = ("benchmark", "target", f"{TEN} measurements, other chips known", f"{TEN} measurements, from scratch",
             "fit with all measurements", "in the 90 % interval")
-    return markdown(head, [(r[0], r[1], *(f"{v:.1%}" for v in r[2:])) for r in (*rows, *means)])
+    return markdown(head, [(r[0], r[1], *(f"{v:.1%}" for v in r[2:])) for r in (*rows, *means)]) + f"\n\n{goal_of_transfer(means)}"
+
+
+def goal_of_transfer(means: list[tuple[Any, ...]]) -> str:
+    """Whether the goal is met, benchmark by benchmark; means: (benchmark, .., error with other chips known, error from scratch, ..)."""
+    words = []
+    for name, _, known, scratch, *_ in means:
+        missed = [f"over {LEAST_ERROR:.0%}"] if round(known, 3) > LEAST_ERROR else []
+        missed += [f"{scratch / known:.1f} times less than from scratch, not twice"] if scratch < 2 * known else []
+        words.append(f"{name} {'missed (' + ', '.join(missed) + ')' if missed else 'met'}")
+    return f"Goal: at most {LEAST_ERROR:.0%}, and half of the error from scratch, by the mean of a benchmark: {'; '.join(words)}."
 
 
 # ---- limits ------------------------------------------------------------------------------------------------------------
