@@ -38,13 +38,14 @@ PARTS = {
         goal="of 60 named timm models at ratios 0.3 and 0.5 at least 57 prune, run forward and backward, and export; the rest are refused "
              "by name; none is left broken",
         commands=(("experiments/prune_models.py", "--shallow", "--out", "WORK/shallow.jsonl", "--resume", "--minutes", "MINUTES"),
-                  ("experiments/prune_models.py", "--out", "WORK/models.jsonl", "--resume", "--minutes", "MINUTES"))),
+                  ("experiments/prune_models.py", "--out", "WORK/models.jsonl", "--resume", "--minutes", "MINUTES"),
+                  ("experiments/prune_rival.py", "--shallow"))),
     "speed": Part(
         title="Speed at half of the multiply-adds",
         goal="one thread: DeiT-S at least 1.85x (batch 1) and 2.0x (batch 8), DeiT-T at least 1.75x, Swin-T at least 2.1x",
         commands=((*SPEED, "--model", "deit_small_patch16_224", "--only", *PRUNED),
                   (*SPEED, "--model", "deit_tiny_patch16_224", "--only", *PRUNED, "two thirds"),
-                  (*SPEED, "--model", "swin_tiny_patch4_window7_224", "--only", "mlp and heads", "uniform"))),
+                  (*SPEED, "--model", "swin_tiny_patch4_window7_224", "--only", "mlp and heads", "uniform", "depth"))),
     "tokens": Part(
         title="Speed of tokens alone, at the multiply-adds of ToMe with r = 13",
         goal="DeiT-S: torch at least 1.55x (batch 1) and 1.75x (batch 8), ONNX Runtime at least 1.75x and 1.65x",
