@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import sys
 import time
@@ -76,8 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace) -> None:
     """The whole comparison: problem, searches, tables."""
-    if args.budget < 1 or args.seeds < 1 or args.slow_seeds < 1:
-        raise ConfigError("--budget, --seeds and --slow-seeds must be at least 1")
+    if min(args.budget, args.seeds, args.slow_seeds, args.jobs) < 1:
+        raise ConfigError("--budget, --seeds, --slow-seeds and --jobs must be at least 1")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise ConfigError(f"--out {args.out} is a file; say a folder")
     build = problem_maker(args)
     problem = build()
     chosen = peers.choose(_split(args.samplers))
@@ -154,7 +157,7 @@ def _reference(text: str, count: int) -> list[float]:
         values = [float(part) for part in _split(text)]
     except ValueError:
         values = []
-    if len(values) != count:
+    if len(values) != count or not all(map(math.isfinite, values)):
         raise ConfigError(f"--reference-point {text!r}: say auto, or one number for each of the {count} objectives")
     return values
 

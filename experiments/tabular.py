@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 
 from nasvit.errors import ConfigError
 from nasvit.registry import unknown
+from nasvit.results.front import non_dominated
 from nasvit.search.domain import Domain, LearnedDomain
 
 Params = Mapping[str, Any]
 MAXIMISE, MINIMISE = ("max", "maximize"), ("min", "minimize")
+MISSING = ("", "nan", "NaN", "-nan", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "null", "NULL")
+"""What a cell of a .csv file says where it says nothing: pandas' list, but for None, which is an operation's name."""
 INVALID = "disconnected"
 """A column of this name marks the rows that are no networks, unless --exclude says otherwise."""
 
@@ -155,8 +158,9 @@ def load_problem(path: str | Path, *, choices: Sequence[str], objectives: Sequen
         _check_columns(table, wanted, what=what, path=path)
     _check_roles(names, [g.name for g in goals], known)
     excluded = _excluding(table, exclude)
-    table, dropped = _without_missing(table, [*names, *(g.name for g in goals)], missing=missing, path=path)
     made = _conditional([_choice(table, text) for text in choices], when)
+    table, dropped = _without_missing(table, _asked(table, made), [g.name for g in goals], missing=missing, path=path)
+    made = _conditional([_choice(table, text) for text in choices], when) if dropped else made
     codes = _codes(table, made)
     values = np.column_stack([_numbers(table, g.name) * g.sign for g in goals])
     invalid = table[excluded].to_numpy(bool) if excluded else np.zeros(len(table), dtype=bool)
@@ -164,6 +168,12 @@ def load_problem(path: str | Path, *, choices: Sequence[str], objectives: Sequen
     if invalid.all():
         raise ConfigError(f"{path}: every row is excluded by {excluded}")
     goal = Goal.of_rows(values[~invalid], reference=None if reference is None else np.array(reference) * [g.sign for g in goals])
+    if reference is not None and not goal.total > 0:
+        front = (values[~invalid] * [g.sign for g in goals])[non_dominated(values[~invalid])]
+        ends = "; ".join(f"{g.name} from {low:g} to {high:g}" for g, low, high in zip(goals, front.min(0), front.max(0), strict=True))
+        given = ",".join(f"{v:g}" for v in reference)
+        raise ConfigError(f"--reference-point {given}: no point of the true front is better than it in every objective "
+                          f"({ends}); say auto, or values worse than these")
     total = size(made)
     notes = [f"{len(codes):,} of {total:,} configurations, {int(goal.front_size)} on the true front"]
     if excluded:
@@ -185,11 +195,18 @@ def read(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise ConfigError(f"no table at {path}")
-    if path.suffix in (".parquet", ".pq"):
-        return pd.read_parquet(path)
-    if path.name.endswith((".csv", ".csv.gz")):
-        return pd.read_csv(path)
-    raise ConfigError(f"{path} is neither .parquet nor .csv")
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            table = pd.read_parquet(path)
+        elif path.name.endswith((".csv", ".csv.gz")):
+            table = pd.read_csv(path, keep_default_na=False, na_values=list(MISSING))
+        else:
+            raise ConfigError(f"{path} is neither .parquet nor .csv")
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's own are kinds of these
+        raise ConfigError(f"{path} cannot be read as a table: {error}") from None
+    if not len(table):
+        raise ConfigError(f"{path} has no rows")
+    return table
 
 
 def _joined(table: pd.DataFrame, join: str) -> pd.DataFrame:
@@ -245,8 +262,19 @@ def _excluding(table: pd.DataFrame, exclude: str | None) -> str | None:
     return column
 
 
-def _without_missing(table: pd.DataFrame, names: Sequence[str], *, missing: str, path: str | Path) -> tuple[pd.DataFrame, int]:
-    gaps = table[list(names)].replace([np.inf, -np.inf], np.nan).isna()
+def _asked(table: pd.DataFrame, choices: Sequence[Choice]) -> pd.DataFrame:
+    """(n, c) whether each choice is asked in each row."""
+    named, asked = {c.name: c for c in choices}, pd.DataFrame(index=table.index)
+    for choice in sorted(choices, key=lambda c: _depth(c, named)):
+        asked[choice.name] = True if choice.parent is None else asked[choice.parent] & table[choice.parent].isin(choice.on)
+    return asked
+
+
+def _without_missing(table: pd.DataFrame, asked: pd.DataFrame, objectives: Sequence[str], *, missing: str,
+                     path: str | Path) -> tuple[pd.DataFrame, int]:
+    names = [*asked.columns, *objectives]
+    gaps = table[names].replace([np.inf, -np.inf], np.nan).isna()
+    gaps[asked.columns] &= asked
     bad = gaps.any(axis=1)
     if bad.any() and missing == "error":
         counts = ", ".join(f"{name} ({count})" for name, count in gaps.sum().items() if count)
@@ -267,7 +295,12 @@ def _choice(table: pd.DataFrame, text: str) -> Choice:
     name, _, kind = text.partition(":")
     if kind not in ("", "ordinal", "categorical"):
         raise ConfigError(f"--choices {text!r}: say COLUMN, COLUMN:ordinal or COLUMN:categorical")
-    values = tuple(sorted(table[name].unique().tolist(), key=lambda v: (str(type(v)), v)))
+    there = table[name].dropna().unique().tolist()
+    if there and all(isinstance(v, float) and v.is_integer() for v in there):  # whole numbers, read as these beside empty cells
+        there = [int(v) for v in there]
+    if not there:
+        raise ConfigError(f"--choices {name}: the column is empty")
+    values = tuple(sorted(there, key=lambda v: (str(type(v)), v)))
     return Choice(name=name, values=values, ordinal=kind == "ordinal")
 
 
@@ -302,7 +335,7 @@ def _depth(choice: Choice, choices: Mapping[str, Choice]) -> int:
 
 def _codes(table: pd.DataFrame, choices: Sequence[Choice]) -> NDArray[np.int64]:
     """(n, c) ranks; -1 where a choice is not asked."""
-    codes = {c.name: table[c.name].map({v: i for i, v in enumerate(c.values)}).to_numpy(np.int64) for c in choices}
+    codes = {c.name: table[c.name].map({v: i for i, v in enumerate(c.values)}).fillna(-1).to_numpy(np.int64) for c in choices}
     named = {c.name: c for c in choices}
     for choice in sorted(choices, key=lambda c: _depth(c, named)):
         if choice.parent is not None:

@@ -10,15 +10,16 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, Protocol
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from nasvit.arch import Arch
 from nasvit.errors import ArchError
 from nasvit.models.estimate import estimate
+from nasvit.search.distributions import at_share, next_to, ordered, share_of, thinned, values_of
 from nasvit.space import SearchSpace
 from nasvit.space.memory import Configuration, StageMemory
 
@@ -30,6 +31,9 @@ INITIAL = 10
 """Trials spread over the space before a model is asked."""
 RUNG = "rung"
 """A trial's user attribute: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any. None: the highest."""
+
+RANK: Any = object()
+"""In place of a value: the column holds a parameter's rank, not whether it has this value (which may be None)."""
 
 
 class Domain(Protocol):
@@ -97,7 +101,7 @@ class LearnedDomain:
 
     def __init__(self, known: Known | None = None, *, guess: Known | None = None) -> None:
         self._known, self._guess = known, guess
-        self._seen = 0
+        self._taken: set[int] = set()  # numbers of trials
         self._order: dict[str, BaseDistribution] = {}  # in the order of asking, as far as trials agree
         self._configurations: list[Params] = []
         self._conditions: dict[str, tuple[str, frozenset[Any]] | None] = {}
@@ -108,20 +112,21 @@ class LearnedDomain:
         self.learned = 0  # grows with the names and with what they hang on
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
-        """Take in what the trials since the last call asked."""
-        new = [t for t in trials[self._seen :] if t.params]
-        if len(new) < len(trials) - self._seen:  # some have not asked yet: look at them again
-            self._seen = min((n for n, t in enumerate(trials) if n >= self._seen and not t.params), default=len(trials))
-        else:
-            self._seen = len(trials)
-        names = len(self._order)
+        """Take in what the trials since the last call asked. Those that run may be in the midst of asking, those that failed have ended
+        there: only where no other is there yet, they show as much as they show."""
+        new = [t for t in trials if t.params and t.state == TrialState.COMPLETE and t.number not in self._taken]
+        names = list(self._order)
+        if not self._taken:
+            self._order, self._configurations = {}, []
+            new = new or [t for t in trials if t.params]
+        self._taken.update(t.number for t in new if t.state == TrialState.COMPLETE)
         for trial in new:
             self._order |= {n: d for n, d in trial.distributions.items() if n not in self._order}
             self._configurations.append(trial.params)
         before = self._conditions
         if new:
             self._conditions = {name: _condition(name, self._configurations) for name in self._order}
-        if len(self._order) > names:
+        if list(self._order) != names:
             self._values = {name: values_of(d) for name, d in self._order.items()}
             self._ordered = {name for name, d in self._order.items() if not isinstance(d, CategoricalDistribution)}
             self._columns = [column for name in sorted(self._order)
@@ -148,11 +153,11 @@ class LearnedDomain:
     def _drawn(self, name: str, rng: random.Random) -> Any:
         """Any value of a range, not only those that `values_of` keeps."""
         distribution = self._order[name]
-        return at_share(distribution, rng.random()) if _thinned(distribution) else rng.choice(self._values[name])
+        return at_share(distribution, rng.random()) if thinned(distribution) else rng.choice(self._values[name])
 
     def neighbours(self, name: str, value: Any) -> Sequence[Any]:
         distribution = self._order[name]
-        if not _thinned(distribution):
+        if not thinned(distribution):
             return next_to(value, self._values[name], steps=name in self._ordered)
         here = share_of(distribution, value)
         near = [at_share(distribution, min(max(here + step, 0.0), 1.0)) for step in (-1 / 15, -1 / 60, 1 / 60, 1 / 15)]
@@ -160,7 +165,7 @@ class LearnedDomain:
 
     def everything(self, most: int) -> Sequence[Params] | None:
         """Where no name hangs on another and no range was thinned out."""
-        if not self._order or any(c is not None for c in self._conditions.values()) or any(_thinned(d) for d in self._order.values()):
+        if not self._order or any(c is not None for c in self._conditions.values()) or any(thinned(d) for d in self._order.values()):
             return None
         if math.prod(len(values) for values in self._values.values()) > most:
             return None
@@ -177,7 +182,7 @@ class LearnedDomain:
 
     def groups(self) -> Sequence[int]:
         """A parameter's categories together; their ranks, which may mean nothing, one group for all parameters; each tally."""
-        of = [("" if value is None and name not in self._ordered else name, value is None) for name, value in self._columns]
+        of = [("" if value is RANK and name not in self._ordered else name, value is RANK) for name, value in self._columns]
         places = {group: number for number, group in enumerate(dict.fromkeys(of))}
         numbers = [places[group] for group in of]
         return numbers + [len(places) + t for t, (_, values) in enumerate(self._tallies) for _ in values]
@@ -313,79 +318,19 @@ def _tallies(values: Mapping[str, tuple[Any, ...]], *, least: int = 3) -> list[t
     return [(names, values[names[0]]) for names in same.values() if len(names) >= least and 2 <= len(values[names[0]]) <= 8]
 
 
-def share_of(distribution: BaseDistribution, value: Any) -> float:
-    """Where a number lies in its range, from 0 to 1; in a logarithmic range by its logarithm."""
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    low, high, here = (math.log(v) if distribution.log else float(v) for v in (distribution.low, distribution.high, value))
-    return (here - low) / (high - low) if high > low else 0.0
-
-
-def at_share(distribution: BaseDistribution, share: float) -> Any:
-    """The value of a range nearest to this share of it."""
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    low, high = (math.log(v) if distribution.log else float(v) for v in (distribution.low, distribution.high))
-    value = low + (high - low) * share
-    value = min(max(math.exp(value) if distribution.log else value, distribution.low), distribution.high)
-    if distribution.step is not None:
-        value = distribution.low + distribution.step * round((value - distribution.low) / distribution.step)
-        value = value if value <= distribution.high else value - distribution.step
-    return int(value) if isinstance(distribution, IntDistribution) else value
-
-
-def _thinned(distribution: BaseDistribution) -> bool:
-    """Whether `values_of` leaves some values out."""
-    if isinstance(distribution, CategoricalDistribution):
-        return False
-    if isinstance(distribution, IntDistribution):
-        return len(range(distribution.low, distribution.high + 1, distribution.step)) > len(values_of(distribution))
-    assert isinstance(distribution, FloatDistribution)
-    return distribution.step is None or round((distribution.high - distribution.low) / distribution.step) + 1 > len(values_of(distribution))
-
-
-def values_of(distribution: BaseDistribution, *, most: int = 16) -> tuple[Any, ...]:
-    """The values of a distribution, in order; a continuous or long range is cut to `most` evenly spaced ones."""
-    if isinstance(distribution, CategoricalDistribution):
-        return tuple(distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        values = range(distribution.low, distribution.high + 1, distribution.step)
-        stride = -(-len(values) // most)
-        return tuple(values[::stride])
-    assert isinstance(distribution, FloatDistribution)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    if step is not None and round((high - low) / step) < most:
-        return tuple(low + i * step for i in range(round((high - low) / step) + 1))
-    if distribution.log:
-        return tuple(low * (high / low) ** (i / (most - 1)) for i in range(most))
-    return tuple(low + (high - low) * i / (most - 1) for i in range(most))
-
-
-def ordered(values: Sequence[Any]) -> bool:
-    """Whether rank means something: ascending numbers, not names and not booleans."""
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    return numbers and all(a < b for a, b in pairwise(values))
-
-
-def next_to(value: Any, values: Sequence[Any], *, steps: bool) -> Sequence[Any]:
-    """The values one step away, or all others."""
-    if not steps or value not in values:
-        return [v for v in values if v != value]
-    at = values.index(value)
-    return [*values[max(0, at - 1) : at], *values[at + 1 : at + 2]]
-
-
 def _columns(name: str, values: Sequence[Any], *, categories: bool) -> list[tuple[str, Any]]:
     """A column for the rank where there is one, and one for each value where values may be names written as numbers."""
     if len(values) == 1:
         return []
-    rank: list[tuple[str, Any]] = [(name, None)] if ordered(values) else []
+    rank: list[tuple[str, Any]] = [(name, RANK)] if ordered(values) else []
     return rank + ([(name, value) for value in values] if categories and (len(values) > 2 or not rank) else [])
 
 
 def _cell(params: Params, values: Sequence[Any], name: str, value: Any) -> float:
     """One feature: the rank of an ordered parameter, or whether a category is this one; apart where it was not asked."""
     if name not in params:
-        return -0.5 if value is None else 0.0
-    if value is not None:
+        return -0.5 if value is RANK else 0.0
+    if value is not RANK:
         return 0.7 * float(params[name] == value)  # two categories are then as far apart as the ends of a range
     at = min(range(len(values)), key=lambda i: abs(values[i] - params[name]))
     return at / (len(values) - 1)

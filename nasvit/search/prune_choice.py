@@ -11,7 +11,7 @@ from typing import Any
 from nasvit.pruning.space import SOLVED
 from nasvit.results.front import knee, pareto, to_minimised
 from nasvit.results.record import TrialRecord, latest
-from nasvit.search.domain import next_to, ordered
+from nasvit.search.distributions import next_to, ordered
 from nasvit.search.objectives import known_of, passed
 
 NEAR = 0.985

@@ -26,9 +26,11 @@ from optuna.trial import FrozenTrial, TrialState
 from nasvit.results.front import non_dominated, ranks
 from nasvit.search.acquisition import SHORT, Judge, Modelled, believed, useful_quality, which_is_quality
 from nasvit.search.candidates import Batch, Inputs, Key, around, bred, fresh, key
+from nasvit.search.distributions import holds
 from nasvit.search.domain import INITIAL, Domain, LearnedDomain, Params
 from nasvit.search.evidence import Evidence, evidence_of
 from nasvit.search.gaussian import GaussianProcess
+from nasvit.search.one_thread import OneThread, one_at_a_time
 from nasvit.search.telling import Columns, telling
 from nasvit.search.warp import warp_for
 
@@ -60,6 +62,9 @@ FAR = 24
 class SurrogateSampler(BaseSampler):
     """See the file's top. domain: what is known of the space; without one it is learned from the study's trials.
 
+    `study.optimize(n_jobs=..)` may ask it from several threads. Trials asked before a first one has told which parameters there are, are
+    drawn blindly and may repeat each other; later ones repeat nothing.
+
     Trials may carry the user attribute RUNG: values of lower rungs are then learned from as such, and predictions are made for the
     highest. All trials teach where limits are passed, those of rung 0 nothing else.
     """
@@ -79,6 +84,7 @@ class SurrogateSampler(BaseSampler):
         self._stock: list[Params] = []  # proposals that are planned and not asked for yet
         self._seen: tuple[str, dict[Key, None]] = ("", {})
         self._known_of = -1  # what the domain had learned when the inputs were made
+        self._thread = OneThread()
 
     # ---- Optuna's side ----------------------------------------------------------------------------------------------------
 
@@ -90,6 +96,7 @@ class SurrogateSampler(BaseSampler):
         """Nothing: see `sample_independent`."""
         return {}
 
+    @one_at_a_time
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Plan the whole configuration."""
         if not trial.system_attrs.get("fixed_params"):  # an enqueued trial has its plan
@@ -98,14 +105,16 @@ class SurrogateSampler(BaseSampler):
                 self._plans[trial.number] = plan
                 self._seen[1][key(plan)] = None
 
+    @one_at_a_time
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """The planned value, or a random one where the plan says nothing that fits."""
-        value = self._plans.get(trial.number, {}).get(param_name)
-        if value is not None and param_distribution._contains(param_distribution.to_internal_repr(value)):
-            return value
+        plan = self._plans.get(trial.number, {})
+        if param_name in plan and holds(param_distribution, plan[param_name]):
+            return plan[param_name]
         return optuna.samplers.RandomSampler(seed=self.rng.randrange(2**31)).sample_independent(
             study, trial, param_name, param_distribution)
 
+    @one_at_a_time
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """The plan is done with."""
         self._plans.pop(trial.number, None)
@@ -147,7 +156,11 @@ class SurrogateSampler(BaseSampler):
         return None
 
     def _drawn(self, seen: Collection[Key]) -> Params | None:
-        return next(iter(fresh(self.domain, 1, seen=seen, rng=self.rng)), None)
+        drawn = fresh(self.domain, 1, seen=seen, rng=self.rng)
+        if not drawn and self._whole is not None:  # of the few that are left, which draws miss
+            left = [i for k, i in self._places.items() if k not in seen]
+            return self._whole.params[self.rng.choice(left)] if left else None
+        return next(iter(drawn), None)
 
     def _tried(self, study: Study, keys: Sequence[Key]) -> dict[Key, None]:
         """What the study has, ever had (it may show a part of its trials), and is going to have."""
@@ -323,6 +336,7 @@ class SurrogateSampler(BaseSampler):
     def _around(self, params: Params) -> list[Params]:
         return around(self.domain, params, rng=self.rng)
 
+    @one_at_a_time
     def expected_gain(self, study: Study, *, proposals: int) -> float | None:
         """The hypervolume that the next `proposals` are expected to add, as a share of the front's; None before the models are asked.
 

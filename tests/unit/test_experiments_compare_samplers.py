@@ -131,6 +131,10 @@ def test_a_choice_under_a_condition_is_asked_only_there(driver: Any, table: Path
     (["--choices", "a,b"], "18 rows repeat"),
     (["--samplers", "tpee"], "unknown sampler 'tpee'; did you mean 'tpe'?"),
     (["--reference-point", "1"], "one number for each of the 2 objectives"),
+    (["--reference-point", "nan,1"], "one number for each of the 2 objectives"),
+    (["--reference-point", "100,0"], "is better than it in every objective (acc from 50 to 79.8; ms from 1 to 7)"),
+    (["--jobs", "0"], "must be at least 1"),
+    (["--out", __file__], "is a file; say a folder"),
     (["--when", "a:b=7"], "b has the values 0, 1, 2"),
     (["--when", "a:b=1", "--when", "b:a=1"], "go round in a circle"),
     (["--exclude", "acc"], "true or false in every row"),
@@ -152,6 +156,30 @@ def test_missing_values_are_refused_or_left_out(driver: Any, table: Path) -> Non
     with pytest.raises(ConfigError, match=r"missing or infinite values in ms \(2\)"):
         load(table)
     assert len(load(table, missing="drop").codes) == 25
+
+
+def test_a_cell_may_be_empty_where_its_choice_is_not_asked_and_an_operation_may_be_called_none(driver: Any, table: Path) -> None:
+    from nasvit.errors import ConfigError
+
+    rows = [{"op": op, "kernel": kernel, "acc": 10.0 * (kernel or 1) + len(op), "ms": len(op) + (kernel or 0)}
+            for op, kernels in (("None", (None,)), ("conv", (3, 5, 7)), ("attn", (None,))) for kernel in kernels]
+    pd.DataFrame(rows).to_csv(table, index=False)
+    problem = load(table, choices=["op", "kernel:ordinal"], when=["kernel:op=conv"])
+    assert problem.complete and len(problem.codes) == 5 and [c.values for c in problem.choices] == [("None", "attn", "conv"), (3, 5, 7)]
+    assert problem.params(problem.row({"op": "conv", "kernel": 5})) == {"op": "conv", "kernel": 5} and problem.params(0) == {"op": "None"}
+    with pytest.raises(ConfigError, match=r"missing or infinite values in kernel \(2\)"):
+        load(table, choices=["op", "kernel:ordinal"])
+    with pytest.raises(ConfigError, match=r"missing or infinite values in kernel \(1\)"):
+        load(table, choices=["op", "kernel:ordinal"], when=["kernel:op=conv|attn"])
+
+
+@pytest.mark.parametrize(("name", "content"), [("empty.csv", ""), ("heads.csv", "a,b,c,acc,ms\n"), ("broken.parquet", "x")])
+def test_a_file_that_is_no_table_is_refused(driver: Any, tmp_path: Path, name: str, content: str) -> None:
+    from nasvit.errors import ConfigError
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=r"cannot be read as a table|has no rows"):
+        load(tmp_path / name)
 
 
 def test_repeated_rows_are_refused_or_averaged(driver: Any, table: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from nasvit.arch import Arch
 from nasvit.results.front import hypervolume
 from nasvit.search.candidates import key
-from nasvit.search.domain import RUNG, ArchDomain, LearnedDomain, at_share, share_of, values_of
+from nasvit.search.distributions import at_share, share_of, values_of
+from nasvit.search.domain import RUNG, ArchDomain, LearnedDomain
 from nasvit.search.evidence import evidence_of
 from nasvit.search.surrogate import EXPLORE, SurrogateSampler, expected_gain
 from nasvit.search.telling import telling
@@ -71,6 +74,32 @@ def test_it_finds_more_than_random_search_and_never_the_same_twice() -> None:
     assert np.mean([volume(s) for s in ours]) > np.mean([volume(search(RandomSampler(seed=seed), trials=120)) for seed in seeds])
     for study in ours:
         assert len({frozenset(t.params.items()) for t in study.trials}) == len(study.trials)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_may_ask_it_side_by_side_and_still_nothing_is_tried_twice(threads: int) -> None:
+    def tried(trial: optuna.Trial) -> tuple[float, float]:
+        mixer, width = trial.suggest_categorical("mixer", ["conv", "attention"]), trial.suggest_int("width", 8, 64, step=8)
+        inner = trial.suggest_int("kernel", 3, 9, step=2) if mixer == "conv" else trial.suggest_categorical("heads", [2, 4, 8])
+        time.sleep(0.002)  # the others ask while this one runs
+        return width + inner, width * inner
+
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SurrogateSampler(seed=0))
+    study.optimize(tried, n_trials=40, n_jobs=threads)
+    assert all(t.state == optuna.trial.TrialState.COMPLETE for t in study.trials)
+    assert len({frozenset(t.params.items()) for t in study.trials[threads:]}) == 40 - threads  # the first are drawn blindly
+
+
+def test_none_is_a_value_like_others() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SurrogateSampler(seed=0))
+    study.optimize(lambda t: (t.suggest_int("b", 0, 9), float(t.suggest_categorical("a", [None, "x", "y"]) is not None)), n_trials=30)
+    assert len({frozenset(t.params.items()) for t in study.trials}) == 30
+
+
+def test_a_sampler_can_be_pickled_and_goes_on() -> None:
+    study = search(SurrogateSampler(seed=3), trials=15)
+    again = pickle.loads(pickle.dumps(study.sampler))
+    assert key(again.propose(study)) not in {key(t.params) for t in study.trials}
 
 
 def test_known_objectives_need_no_model() -> None:
