@@ -17,6 +17,7 @@ import pandas as pd
 from nasvit.arch import Arch
 from nasvit.errors import ArchError, ConfigError, RunError
 from nasvit.registry import unknown
+from nasvit.report.precision import with_precision
 from nasvit.report.run_files import read_mapping
 from nasvit.report.shorthand import arch_text, block_text, main_mixer, mean_keep_ratio, plan_facts
 from nasvit.results.front import Points, hypervolume, knee, non_dominated, pareto, reference_point, to_minimised
@@ -98,7 +99,7 @@ def load(run_dir: Path | str) -> Run:
     points = _points(latest(records).values(), names)
     reference = reference_point(points) if len(points) else None
     front = pareto(records, names)
-    table = _with_devices(_trials(records, front, path), records, names)
+    table = with_precision(_with_devices(_trials(records, front, path), records, names), path, records=records, env=env)
     random = load(path / "baselines" / "random") if (path / "baselines" / "random" / "records.jsonl").exists() else None
     front_table = _front(table, front, names)
     return Run(path=path, experiment=experiment, env=env, summary=summary, records=records, objectives=names, reference=reference,

@@ -14,8 +14,10 @@ from nasvit.engines import ENGINES, Engine
 from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment
 from nasvit.models.space_check import check_space
+from nasvit.results.precision import FILE as PRECISION_FILE
+from nasvit.results.precision import precisions
 from nasvit.results.record import TrialRecord, read
-from nasvit.search import baselines, directory, pilot, truth, zero_cost
+from nasvit.search import baselines, directory, pilot, precision, truth, zero_cost
 from nasvit.search.elsewhere import Elsewhere
 from nasvit.search.evaluate import Job, Settings, evaluate
 from nasvit.search.loop import Loop
@@ -226,7 +228,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
     """The loop and the named baselines of a bound experiment; returns the summary."""
     directory.check_objectives(records, experiment.objectives)
     started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
-    written, latest, notes = started, None, list(bound.notes)
+    written, latest, notes = started, None, [*bound.notes, *precision.told(precisions(bound.env))]
     learned = Scores(experiment.scores, settings=bound.settings) if experiment.scores else None
     searching = _without_truth(experiment)
 
@@ -267,6 +269,11 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
         cancel = stopped == "interrupted"
         if not cancel:
             try:
+                others = precisions(bound.env)
+                if others and summary["evaluated"]:
+                    summary["precision"] = precision.measure_front(loop.records, settings=bound.settings, names=experiment.objectives,
+                                                                   precisions=others, path=out / PRECISION_FILE, told=tell)
+                    directory.write_json(out / "summary.json", summary)
                 if experiment.truth and loop.lost is None:
                     left = None if experiment.minutes is None else 60 * experiment.minutes - (time.monotonic() - started)
                     summary["truth"] = truth.run_truth(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nasvit.commands.terminal import render as render_and_print
 from nasvit.errors import ConfigError
 from nasvit.report import load
 from nasvit.report.comparison import compare
@@ -52,6 +53,13 @@ def test_the_report_holds_all_devices(place: Path) -> None:
     assert "The devices" in page and "cpu/onnxruntime" in page and "## The devices" in words
     assert pd.read_csv(place / "fronts.csv")["device"].unique().tolist() == ["a", "b"]
     assert "latency_ms@b" in pd.read_csv(place / "front.csv").columns
+
+
+def test_the_terminal_shows_a_column_for_each_device(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    render_and_print(place)
+    head, first, *_ = capsys.readouterr().out.splitlines()[1:]
+    assert head.split()[:4] == ["trial", "accuracy", "latency_ms@a", "latency_ms@b"]
+    assert first.split()[:4] == ["0", "70.00%", "1", "9"]
 
 
 def test_a_search_on_one_device_says_nothing_of_devices(place: Path) -> None:
