@@ -93,10 +93,13 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def _front(run: Path, *, device: str | None, as_json: bool) -> None:
-    from nasvit.commands.remeasure import front_of
+    from nasvit.commands.remeasure import absent, front_of
     from nasvit.report import load
 
-    rows = front_of(load(run), device=device)
+    loaded = load(run)
+    for name in absent(loaded) if device is None else ():
+        typer.echo(f"{name} went away in the search and is not asked; --device {name} asks it", err=True)
+    rows = front_of(loaded, device=device)
     inside, within = sum(row.inside for row in rows), sum(row.within_limit for row in rows)
     if as_json:
         points = [{"device": row.device, "trial": row.trial, "arch_id": row.arch_id, "ci_low_ms": row.recorded.ci_low_ms,

@@ -75,6 +75,8 @@ def front_of(run: Run, *, device: str | None = None) -> list[Remeasured]:
     places = places_of(run)
     if device is not None:
         places = [next((p for p in places if device in (p.name, p.spec)), replace(places[0], spec=device))]
+    else:  # what went away in the search is asked where it is named
+        places = [place for place in places if place.latency not in part(run.summary, "gone")]
     found = []
     for place in places:
         with closing(open_device(place.spec, threads=1, reference_ms=place.reference_ms)) as target:
@@ -82,6 +84,11 @@ def front_of(run: Run, *, device: str | None = None) -> list[Remeasured]:
     if not found:
         raise RunError(f"{run.path}: the front is empty; no trial is complete")
     return found
+
+
+def absent(run: Run) -> list[str]:
+    """The names of the run's devices that went away in the search, and so are asked by their names alone."""
+    return [place.name for place in places_of(run) if place.latency in part(run.summary, "gone")]
 
 
 def _front_on(target: Device, run: Run, *, place: Place) -> list[Remeasured]:
@@ -94,6 +101,8 @@ def _front_on(target: Device, run: Run, *, place: Place) -> list[Remeasured]:
     for record in pareto(run.records, run.objectives):
         further = record.details.get("latencies", {})
         stats = record.latency if place.latency == "latency_ms" else further.get(place.latency.partition("@")[2])
+        if stats is None and place.latency in part(run.summary, "gone"):
+            continue
         if stats is None:
             raise RunError(f"{run.path}: trial {record.trial} has no {place.latency}; it is not complete")
         arch = record.network()

@@ -261,6 +261,8 @@ def notes(run: Run) -> list[str]:
         lines.append(f"The front has {len(run.objectives)} objectives ({', '.join(run.objectives)}); a picture shows two of them, so a "
                      "point of the front may look dominated.")
     lines += precision_notes(run.path, run.front, records=run.records, env=run.env)
+    lines += [f"{str(one['reason'])[:1].upper()}{str(one['reason'])[1:]}. A trial without that latency is on the front by the others."
+              for one in part(run.summary, "gone").values() if isinstance(one, Mapping) and "reason" in one]
     prints = sorted({r.fingerprint for r in run.records if r.fingerprint and "latency_ms" in r.objectives})
     if len(prints) > 1:
         lines.append(f"The records hold latencies of {len(prints)} devices ({', '.join(prints)}), which cannot be compared: do not trust "

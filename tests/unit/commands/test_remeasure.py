@@ -24,6 +24,7 @@ class Given:
     path: Path = Path("run")
     env: dict[str, Any] = field(default_factory=lambda: {"reference_ms": 3.5})
     experiment: dict[str, Any] = field(default_factory=lambda: {"device": "cpu", "limits": {"latency_ms": 2.05}})
+    summary: dict[str, Any] = field(default_factory=dict)
     objectives: tuple[str, ...] = ("accuracy", "latency_ms")
     fingerprint: str = "abc"
 
@@ -82,6 +83,9 @@ def test_each_device_of_a_run_is_measured_with_its_own_scale_and_held_to_its_own
     for name in ("b", "cpu/onnxruntime"):
         (alone,) = remeasure.front_of(run, device=name)  # type: ignore[arg-type]
         assert alone == second
+    run.summary = {"gone": {"latency_ms@b": {"trial": 0, "reason": "it hung"}}}
+    assert remeasure.front_of(run) == [first] and remeasure.absent(run) == ["b"]  # type: ignore[arg-type]
+    assert remeasure.front_of(run, device="b") == [second]  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"own devices \(a, b\)"):
         remeasure.front_of(run, device="cpu?threads=2")  # type: ignore[arg-type]
 
