@@ -73,9 +73,10 @@ def loses(**at: str) -> Callable[[Job], TrialRecord]:
     return evaluate
 
 
-def test_a_further_device_that_is_gone_is_dropped_and_the_search_goes_on_to_its_budget(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["random", "tpe", "surrogate"])
+def test_a_further_device_that_is_gone_is_dropped_and_the_search_goes_on_to_its_budget(tmp_path: Path, sampler: str) -> None:
     told: list[str] = []
-    loop = make_loop(tmp_path, evaluate=loses(t6="latency_ms@b"), budget=20, told=told.append, **SEVERAL)
+    loop = make_loop(tmp_path, evaluate=loses(t6="latency_ms@b"), budget=20, told=told.append, sampler=sampler, **SEVERAL)
     assert loop.run() == "budget"
     assert loop.experiment.objectives == ("accuracy", "latency_ms", "latency_ms@c") and "latency_ms@b" not in loop.experiment.limits
     assert [r.trial for r in loop.records if r.status == "failed"] == [6]  # one failure, then nobody asks for it

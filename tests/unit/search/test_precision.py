@@ -72,3 +72,14 @@ def test_int8_in_onnx_runtime_is_another_function_with_a_figure_of_its_own(tmp_p
                                    names=("accuracy", "latency_ms"), precisions={"latency_ms": "int8"}, path=tmp_path / "precision.json")
     (point,) = json.loads((tmp_path / "precision.json").read_text())["points"]
     assert told["latency_ms"]["networks"] == 1 and point["images"] == 40 and 0.5 < point["same_class"] <= 1
+
+
+def test_a_pruned_network_says_that_it_has_no_figure(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    made = replace(settings(tmp_path, Experiment(space="x")), device="cpu/onnxruntime?precision=int8")
+    plan = TrialRecord(trial=0, status="complete", rung=1, arch={"source": "timm"}, arch_id="plan",
+                       objectives={"accuracy": 0.5, "latency_ms": 1.0})
+    told = precision.measure_front([plan], settings=made, names=("accuracy", "latency_ms"), precisions={"latency_ms": "int8"},
+                                   path=tmp_path / "precision.json")
+    assert told["latency_ms"] == {"precision": "int8", "networks": 0, "missing": 1}
+    assert "float32 alone" in json.loads((tmp_path / "precision.json").read_text())["points"][0]["reason"]
