@@ -90,6 +90,7 @@ def search(
                                                                "8ms@NAME, each once.")] = None,
     max_macs: Annotated[str | None, typer.Option(help="Hard limit on multiply-adds, such as 300M.")] = None,
     max_params: Annotated[str | None, typer.Option(help="Hard limit on parameters, such as 5M.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Hard limit on measured peak memory, such as 512MB.")] = None,
     sampler: Annotated[str | None, typer.Option(help="How the next architecture is proposed: see `nasvit list samplers`.")] = None,
     stop: Annotated[str | None, typer.Option(help="plateau ends where little is still expected; budget (default) does not.")] = None,
     engine: Annotated[str | None, typer.Option(help="Where evaluations run: inline, processes or ray.")] = None,
@@ -110,7 +111,8 @@ def search(
         raise ConfigError("--resume needs --out, the directory of the run to go on with")
     if resume and experiment is None and out is not None and (out / "experiment.yaml").is_file():
         experiment = out / "experiment.yaml"
-    given = (*(("latency_ms", text) for text in max_latency or ()), ("macs_g", max_macs), ("params_m", max_params))
+    given = (*(("latency_ms", text) for text in max_latency or ()), ("macs_g", max_macs), ("params_m", max_params),
+             ("peak_memory_mb", max_memory))
     limits = dict(parse_limit(text, name=name) for name, text in given if text is not None)
     loaded = Experiment.load(experiment, overrides={
         "space": DEFAULT_SPACE if space is None and experiment is None else space, "data": data, "budget": budget,

@@ -32,7 +32,9 @@ class UnstableError(MeasurementError):
 
 
 class DeviceLostError(MeasurementError):
-    """A device that hung or answered nonsense time after time; it is asked no more."""
+    """A device that hung or answered nonsense time after time; it is asked no more. latency: the name of what it measures in a search."""
+
+    latency = ""
 
 
 class UnsupportedOpError(NasvitError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from nasvit.commands.terminal import out_console
@@ -21,7 +22,8 @@ def measure(
     arch: Annotated[Path | None, typer.Option(help="Measure one Arch from a JSON or YAML file.")] = None,
     model: Annotated[str | None, typer.Option(help="Measure timm:NAME, or a model of the zoo by its name.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to measure, such as cpu/onnxruntime?threads=4 or a name that `nasvit devices` "
-                                                    "gave (default: the run's device, else cpu).")] = None,
+                                                    "gave; with --run the name of a device there (default: all of the run's, "
+                                                    "else cpu).")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one inference.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -31,7 +33,7 @@ def measure(
     if run is not None:
         if batch_size != 1:
             raise ConfigError("a run's latencies are of one image; leave --batch-size away")
-        if device is not None and _other_precision(device):
+        if device is not None and device not in _own_names(run) and _other_precision(device):
             from nasvit.commands.precision import show
 
             show(run, device=device, as_json=as_json)
@@ -51,6 +53,14 @@ def measure(
     finally:
         target.close()
     typer.echo(json.dumps(facts, indent=2) if as_json else _text(facts))
+
+
+def _own_names(run: Path) -> list[str]:
+    """The names that a run gave to several devices: its own come before those of the devices file."""
+    from nasvit.report import load
+    from nasvit.report.tables import part
+
+    return list(part(load(run).experiment, "devices"))
 
 
 def _other_precision(device: str) -> bool:
@@ -83,23 +93,32 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def _front(run: Path, *, device: str | None, as_json: bool) -> None:
-    from nasvit.commands.remeasure import front_of
+    from nasvit.commands.remeasure import absent, front_of
     from nasvit.report import load
 
-    rows = front_of(load(run), device=device)
+    loaded = load(run)
+    for name in absent(loaded) if device is None else ():
+        typer.echo(f"{name} went away in the search and is not asked; --device {name} asks it", err=True)
+    rows = front_of(loaded, device=device)
     inside, within = sum(row.inside for row in rows), sum(row.within_limit for row in rows)
     if as_json:
-        points = [{"trial": row.trial, "arch_id": row.arch_id, "ci_low_ms": row.recorded.ci_low_ms, "ci_high_ms": row.recorded.ci_high_ms,
-                   "recorded_ms": row.recorded.median_ms, "median_ms": row.now.median_ms, "verdict": row.now.verdict,
-                   "inside": row.inside, "within_limit": row.within_limit} for row in rows]
+        points = [{"device": row.device, "trial": row.trial, "arch_id": row.arch_id, "ci_low_ms": row.recorded.ci_low_ms,
+                   "ci_high_ms": row.recorded.ci_high_ms, "recorded_ms": row.recorded.median_ms, "median_ms": row.now.median_ms,
+                   "verdict": row.now.verdict, "inside": row.inside, "limit_ms": row.limit_ms, "within_limit": row.within_limit}
+                  for row in rows]
         typer.echo(json.dumps({"points": points, "share_inside": inside / len(rows), "share_within_limit": within / len(rows)}, indent=2))
         return
-    table = Table("trial", "arch", "recorded ms", "interval", "now ms", "inside", "verdict", box=None, header_style="dim")
-    for row in rows:
-        table.add_row(str(row.trial), row.arch_id, f"{row.recorded.median_ms:.4g}",
-                      f"{row.recorded.ci_low_ms:.4g} to {row.recorded.ci_high_ms:.4g}", f"{row.now.median_ms:.4g}",
-                      "yes" if row.inside else "no", row.now.verdict)
-    out_console.print(table)
-    typer.echo(f"{inside} of {len(rows)} inside their interval ({inside / len(rows):.0%})")
-    if rows[0].limit_ms is not None:
-        typer.echo(f"{within} of {len(rows)} within the limit of {rows[0].limit_ms:g} ms")
+    names = list(dict.fromkeys(row.device for row in rows))
+    for name in names:
+        own = [row for row in rows if row.device == name]
+        table = Table("trial", "arch", "recorded ms", "interval", "now ms", "inside", "verdict", box=None, header_style="dim",
+                      title=escape(name) if len(names) > 1 else None, title_justify="left")
+        for row in own:
+            table.add_row(str(row.trial), row.arch_id, f"{row.recorded.median_ms:.4g}",
+                          f"{row.recorded.ci_low_ms:.4g} to {row.recorded.ci_high_ms:.4g}", f"{row.now.median_ms:.4g}",
+                          "yes" if row.inside else "no", row.now.verdict)
+        out_console.print(table)
+        inside = sum(row.inside for row in own)
+        typer.echo(f"{inside} of {len(own)} inside their interval ({inside / len(own):.0%})")
+        if own[0].limit_ms is not None:
+            typer.echo(f"{sum(row.within_limit for row in own)} of {len(own)} within the limit of {own[0].limit_ms:g} ms")

@@ -40,8 +40,8 @@ def profile(
     minutes: Annotated[float, typer.Option(min=0.05, help="At most so long.")] = MINUTES,
     networks: Annotated[int, typer.Option(min=10, help="At most so many networks.")] = NETWORKS,
     image_size: Annotated[int | None, typer.Option(help="Side of the images (default: the space's).")] = None,
-    like: Annotated[list[Path] | None, typer.Option(help=f"Profile of a known device and the same space: {MEASURED_LIKE} measurements are "
-                                                         "enough then; may be repeated.")] = None,
+    like: Annotated[list[Path] | None, typer.Option(help=f"Profile of another, known device with the same space and image size: "
+                                                         f"{MEASURED_LIKE} measurements are enough then; may be repeated.")] = None,
 ) -> None:
     """Measure networks of a space on a device, and learn what each block costs there: a search then rejects before it measures."""
     from rich.progress import Progress
@@ -57,6 +57,11 @@ def profile(
     loaded = SearchSpace.load(space, image_size=None if image_size is None else (image_size, image_size))
     known = [_known(path, space=loaded) for path in like or ()]
     target = open_device(device)
+    for path, model in zip(like or (), known, strict=True):
+        if model.about.get("fingerprint") == target.fingerprint:
+            target.close()
+            raise ConfigError(f"{path} is a profile of this very device ({target.fingerprint}), from which nothing has to be carried over: "
+                              f"use it as it is (nasvit search --profile {path}), or measure anew without --like")
     target.calibrate()
     loaded, excluded = restricted(loaded, device=target)
     for line in told(excluded):
@@ -102,6 +107,13 @@ def _known(path: Path, *, space: SearchSpace) -> LatencyModel:
     model = LatencyModel.load(path)
     if model.about.get("space") != space.name:
         raise ConfigError(f"{path} is a profile of the space {model.about.get('space')}, not of {space.name}")
+    sizes = sorted({o.arch.image_size for o in model.observations})
+    if sizes != [space.image_size]:
+        was = ", ".join(f"{height}x{width}" for height, width in sizes)
+        here = "x".join(map(str, space.image_size))
+        side = f"--image-size {sizes[0][0]}" if len(sizes) == 1 and sizes[0][0] == sizes[0][1] else "the same --image-size"
+        raise ConfigError(f"{path} is a profile at {was} px and this one is to be at {here} px, whose latencies are not alike: give "
+                          f"{side}, or profile the known device at {here} px")
     return model
 
 

@@ -1,9 +1,10 @@
-"""Measures networks again: the front of a finished run against its own intervals, or one network from a file or from timm."""
+"""Measures networks again: the front of a finished run on each of its devices, against its own intervals; or one network by itself."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,27 @@ from nasvit.devices import Device, LatencyStats, open_device
 from nasvit.errors import ConfigError, RunError
 from nasvit.models.build import build
 from nasvit.named import check_names
-from nasvit.report.tables import Run
+from nasvit.report.tables import Run, part
 from nasvit.results.front import pareto
 from nasvit.yaml_file import read_yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remeasured:
-    """A front point with its latency as recorded and as measured now, on the same scale."""
+class Place:
+    """A device of a run: its name there (its spec, where the run has one device), the name of its latency, and what it was then."""
 
+    name: str
+    latency: str
+    spec: str
+    reference_ms: float
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remeasured:
+    """A front point with its latency on a device as recorded and as measured now, on the same scale."""
+
+    device: str
     trial: int
     arch_id: str
     recorded: LatencyStats
@@ -36,37 +49,66 @@ class Remeasured:
 
     @property
     def within_limit(self) -> bool:
-        """Whether the new median respects the run's limit; true without one."""
+        """Whether the new median respects the run's limit on this device; true without one."""
         return self.limit_ms is None or self.now.median_ms <= self.limit_ms
 
 
-def front_of(run: Run, *, device: str | None = None) -> list[Remeasured]:
-    """Every front point of a run again, with the run's reference_ms.
-
-    Raises RunError where the device is not the run's: latencies of two devices are never put in one column.
-    """
-    if "reference_ms" not in run.env or not run.fingerprint:
+def places_of(run: Run) -> list[Place]:
+    """The run's devices, in its order. Raises RunError where it does not say what they were."""
+    named, others = part(run.experiment, "devices"), part(run.env, "devices")
+    spec = str(run.experiment.get("device", "cpu"))
+    first = {**run.env, "fingerprint": run.fingerprint, "spec": spec}
+    about = {name: others.get(name, {}) if i else first for i, name in enumerate(named or [spec])}
+    if not all(isinstance(one, Mapping) and one.get("reference_ms") and one.get("fingerprint") for one in about.values()):
         raise RunError(f"{run.path}: env.json has no reference_ms or fingerprint; only a run of `nasvit search` can be remeasured")
-    spec = device or str(run.experiment.get("device", "cpu"))
-    with closing(open_device(spec, threads=1, reference_ms=float(run.env["reference_ms"]))) as target:
-        return _front_on(target, run, spec=spec)
+    return [Place(name=name, latency=f"latency_ms@{name}" if i else "latency_ms", spec=str(one["spec"]),
+                  reference_ms=float(one["reference_ms"]), fingerprint=str(one["fingerprint"]))
+            for i, (name, one) in enumerate(about.items())]
 
 
-def _front_on(target: Device, run: Run, *, spec: str) -> list[Remeasured]:
-    if target.fingerprint != run.fingerprint:
-        raise RunError(f"{run.path} was measured on device {run.fingerprint} and {spec} here is {target.fingerprint}: their latencies "
-                       "cannot be compared; remeasure on the run's own device, with the same versions and settings")
-    limit = run.experiment.get("limits", {}).get("latency_ms")
+def front_of(run: Run, *, device: str | None = None) -> list[Remeasured]:
+    """Every front point of a run again on each of the run's devices, with the run's scale of it.
+
+    device: only there; a name of the run's, or a spec. Raises RunError where it is none of the run's: latencies of two devices are never
+    put in one column.
+    """
+    places = places_of(run)
+    if device is not None:
+        places = [next((p for p in places if device in (p.name, p.spec)), replace(places[0], spec=device))]
+    else:  # what went away in the search is asked where it is named
+        places = [place for place in places if place.latency not in part(run.summary, "gone")]
     found = []
-    for record in pareto(run.records, run.objectives):
-        if record.latency is None:
-            raise RunError(f"{run.path}: trial {record.trial} has no latency; it is not complete")
-        arch = record.network()
-        now = target.measure(build(arch, seed=record.seed), input_shape=(1, arch.in_channels, *arch.image_size), patient=True)
-        found.append(Remeasured(trial=record.trial, arch_id=record.arch_id, recorded=LatencyStats.from_dict(record.latency), now=now,
-                                limit_ms=None if limit is None else float(limit)))
+    for place in places:
+        with closing(open_device(place.spec, threads=1, reference_ms=place.reference_ms)) as target:
+            found += _front_on(target, run, place=place)
     if not found:
         raise RunError(f"{run.path}: the front is empty; no trial is complete")
+    return found
+
+
+def absent(run: Run) -> list[str]:
+    """The names of the run's devices that went away in the search, and so are asked by their names alone."""
+    return [place.name for place in places_of(run) if place.latency in part(run.summary, "gone")]
+
+
+def _front_on(target: Device, run: Run, *, place: Place) -> list[Remeasured]:
+    if target.fingerprint != place.fingerprint:
+        own = ", ".join(p.name for p in places_of(run))
+        raise RunError(f"{run.path} was measured on device {place.fingerprint} and {place.spec} here is {target.fingerprint}: their "
+                       f"latencies cannot be compared; remeasure on the run's own devices ({own}), with the same versions and settings")
+    limit = part(run.experiment, "limits").get(place.latency)
+    found = []
+    for record in pareto(run.records, run.objectives):
+        further = record.details.get("latencies", {})
+        stats = record.latency if place.latency == "latency_ms" else further.get(place.latency.partition("@")[2])
+        if stats is None and place.latency in part(run.summary, "gone"):
+            continue
+        if stats is None:
+            raise RunError(f"{run.path}: trial {record.trial} has no {place.latency}; it is not complete")
+        arch = record.network()
+        now = target.measure(build(arch, seed=record.seed), input_shape=(1, arch.in_channels, *arch.image_size), patient=True)
+        found.append(Remeasured(device=place.name, trial=record.trial, arch_id=record.arch_id, recorded=LatencyStats.from_dict(stats),
+                                now=now, limit_ms=None if limit is None else float(limit)))
     return found
 
 

@@ -29,14 +29,18 @@ def render(run: Path) -> None:
     """Render the report and print its front and where it is."""
     from nasvit.report import load
     from nasvit.report import render as render_report
+    from nasvit.report.devices import columns as device_columns
+    from nasvit.report.precision import columns as precision_columns
     from nasvit.report.truth import truth_of, verdict
 
     files = render_report(run)
     loaded = load(run)
     front = loaded.front
-    known = ("accuracy", "latency_ms", "macs_g", "params_m", "peak_memory_mb")
+    devices = {column: name for name, column in device_columns(loaded).items()}
+    known = ("accuracy", *precision_columns(loaded.env), *(devices or ("latency_ms",)), "macs_g", "params_m", "peak_memory_mb")
     shown = [name for name in known if name in front and front[name].notna().any()]
-    table = Table("trial", *shown, "rung", "network", title=f"Pareto front: {len(front)} networks", title_justify="left", box=None,
+    heads = [f"latency_ms@{devices[name]}" if name in devices else name for name in shown]
+    table = Table("trial", *heads, "rung", "network", title=f"Pareto front: {len(front)} networks", title_justify="left", box=None,
                   header_style="dim")
     for row in front.to_dict("records"):
         mark = " (knee)" if row.get("knee") else ""
@@ -52,4 +56,4 @@ def render(run: Path) -> None:
 
 
 def _cell(name: str, value: Any) -> str:
-    return f"{value:.2%}" if name == "accuracy" else f"{value:.4g}"
+    return "-" if value != value else f"{value:.2%}" if name.startswith("accuracy") else f"{value:.4g}"

@@ -5,5 +5,6 @@ from nasvit.devices.base import DEVICES, Device, Prepared
 from nasvit.devices.lock import machine_lock
 from nasvit.devices.opening import open_device
 from nasvit.devices.stats import LatencyStats
+from nasvit.devices.transport import DeviceFault
 
-__all__ = ["DEVICES", "Device", "LatencyStats", "Prepared", "machine_lock", "open_device"]
+__all__ = ["DEVICES", "Device", "DeviceFault", "LatencyStats", "Prepared", "machine_lock", "open_device"]

@@ -209,7 +209,7 @@ def _peak_in_a_child(request: dict[str, Any], *, limit_mb: float | None) -> floa
         while child.poll() is None:
             now = _resident_mb_of(child.pid)
             if limit_mb is not None and now is not None and now > limit_mb:
-                raise Refused(f"the model needs over {limit_mb:.0f} MB, which is what this machine can give")
+                raise Refused(f"the model needs over {limit_mb:.0f} MB, which is what the machine can give")
             if time.monotonic() > end:
                 raise Refused(f"the model did not run within {MEMORY_TIMEOUT_S} s")
             time.sleep(0.005)

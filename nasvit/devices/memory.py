@@ -43,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
         if self.limit is not None and self.peak > self.limit:
-            raise MeasurementError(f"the network needs over {self.limit / 1e6:.0f} MB, which is what this machine can give; "
+            raise MeasurementError(f"the network needs over {self.limit / 1e6:.0f} MB, which is what the machine can give; "
                                    "use a smaller network, batch or image")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -6,7 +6,7 @@ from nasvit.devices.base import DEVICES, Device
 from nasvit.devices.remote import LocalAgent
 from nasvit.devices.spec import DEFAULT_PYTHON, DeviceSpec, parse
 from nasvit.errors import ConfigError
-from nasvit.runtimes import RUNTIMES, FileRuntime, make_runtime
+from nasvit.runtimes import RUNTIMES, FileRuntime, Runtime, make_runtime
 
 
 def open_device(spec: str, *, threads: int = 1, reference_ms: float | None = None) -> Device:
@@ -17,17 +17,25 @@ def open_device(spec: str, *, threads: int = 1, reference_ms: float | None = Non
     measurement. Raises ConfigError for an unknown or absent place, an unknown or absent runtime, or settings out of range.
     """
     parsed = parse(spec)
+    kind, runtime = resolved(parsed)
+    runtime.check()
+    return kind(spec=parsed, runtime=runtime, threads=parsed.threads or threads, reference_ms=reference_ms)
+
+
+def resolved(parsed: DeviceSpec) -> tuple[type[Device], Runtime]:
+    """The place and the runtime of a spec, whether or not they are there now. Raises ConfigError for an unknown runtime, for a setting that
+    it does not take, and for a place that it does not run on."""
     kind = DEVICES[parsed.place]
     runtime = make_runtime(parsed.runtime, **_settings(parsed))
-    runtime.check()
     if parsed.remote and not isinstance(runtime, FileRuntime):
         travelling = [name for name in RUNTIMES if issubclass(RUNTIMES[name], FileRuntime)]
-        raise ConfigError(f"device {spec!r}: {parsed.runtime} runs inside this process only; a remote device takes {', '.join(travelling)}")
+        raise ConfigError(f"device '{parsed}': {parsed.runtime} runs inside this process only; a remote device takes "
+                          f"{', '.join(travelling)}")
     if kind.torch_device not in runtime.devices:
-        raise ConfigError(f"device {spec!r}: {parsed.runtime} does not run on {parsed.place} (it runs on {', '.join(runtime.devices)})")
+        raise ConfigError(f"device '{parsed}': {parsed.runtime} does not run on {parsed.place} (it runs on {', '.join(runtime.devices)})")
     if parsed.place == "cpu" and isinstance(runtime, FileRuntime):
         kind = LocalAgent
-    return kind(spec=parsed, runtime=runtime, threads=parsed.threads or threads, reference_ms=reference_ms)
+    return kind, runtime
 
 
 def _settings(parsed: DeviceSpec) -> dict[str, str]:

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nasvit.devices import timing
+from nasvit.devices import machine, timing
 from nasvit.devices.base import DEVICES, Device, Prepared, example
 from nasvit.devices.bundle import bundle, write_bundle
 from nasvit.devices.calibration import cache_folder
 from nasvit.devices.form import inference_form
 from nasvit.devices.local import MEMORY_SHARE, fingerprint_of
 from nasvit.devices.lock import machine_lock
+from nasvit.devices.memory import peak_bytes
 from nasvit.devices.reference import VERSION, make_reference
 from nasvit.devices.replies import sound_attempt, sound_facts, sound_peak, sound_rounds
 from nasvit.devices.spec import DeviceSpec
@@ -146,6 +147,7 @@ class AgentDevice(Device):
                 link = self.connected()
                 form = inference_form(module)
                 image = example(form, shape=input_shape)
+                self._check_memory(link, form, image)
                 path = self._exported(form, image, folder=Path(folder))
                 request = self._opened(link, key, path, image)
             try:
@@ -205,6 +207,14 @@ class AgentDevice(Device):
             self._state = sound_facts(reply.get("state"), name=self.name)
         self.faults.clear()
         return found
+
+    def _check_memory(self, link: Link, form: nn.Module, image: Tensor) -> None:
+        """Refuse a network whose tensors alone need more than the device, or this machine, which exports it, has free: before it is
+        exported, sent and opened. Raises MeasurementError."""
+        with self.fault_counted():
+            free = sound_facts(link.ask("state").get("state"), name=self.name).get("available_mb")
+        known = [mb for mb in (free, machine.available_mb()) if isinstance(mb, float)]
+        peak_bytes(form, image, limit=MEMORY_SHARE * min(known) * 1e6 if known else None)
 
     def _peak(self, request: dict[str, Any]) -> float:
         link = self.connected()

@@ -34,7 +34,9 @@ SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "S
 
 
 class DeviceFault(MeasurementError):
-    """The device hung, went away, or answered nonsense. Three in a row, and it is quarantined."""
+    """The device hung, went away, or answered nonsense. Three in a row, and it is quarantined. latency: as of a DeviceLostError."""
+
+    latency = ""
 
 
 class AgentCrash(DeviceFault):

@@ -13,6 +13,8 @@ from markupsafe import Markup
 from nasvit.arch import Block
 from nasvit.drawing import draw, mixer_colour
 from nasvit.report.plots import below_picture, headline
+from nasvit.report.precision import columns as precision_columns
+from nasvit.report.precision import precision_notes
 from nasvit.report.shorthand import TIMES, mixer_rank, mixer_text
 from nasvit.report.tables import Run, foreign, part
 from nasvit.report.truth import Truth, truth_of, verdict
@@ -40,6 +42,7 @@ def page(run: Run) -> Page:
             "truth_lead": truth_lead(truth), "verified": verified_rows(verified), "verified_words": verified_words(verified),
             "notes": notes(run), "made": made_rows(run), "rivalry": _rivalry(run), "cost": cost, "quality": quality,
             "counts": {s: int(counts.get(s, 0)) for s in ("complete", "rejected", "failed")},
+            "precise": list(precision_columns(run.env).values()),
             "keeps": bool((run.front["keep_ratio"] < 1).any()), "below": below_picture(run)}
 
 
@@ -81,6 +84,7 @@ def front_rows(run: Run) -> list[dict[str, Any]]:
         rows.append({
             "knee": row["knee"], "trial": row["trial"], "rung": row["rung"],
             "accuracy": percent(row["accuracy"]), "latency": number(row["latency_ms"], unit="ms"),
+            "precise": [percent(row[name]) for name in precision_columns(run.env)],
             "interval": f"± {number(half, digits=2)}" if math.isfinite(half) else "",
             "noisy": _text(row["verdict"]) in ("noisy", "drifting"), "verdict": _text(row["verdict"]),
             "macs": _macs(row["macs_g"]), "params": _params(row["params_m"]),
@@ -256,6 +260,9 @@ def notes(run: Run) -> list[str]:
     if len(run.objectives) > 2:
         lines.append(f"The front has {len(run.objectives)} objectives ({', '.join(run.objectives)}); a picture shows two of them, so a "
                      "point of the front may look dominated.")
+    lines += precision_notes(run.path, run.front, records=run.records, env=run.env)
+    lines += [f"{str(one['reason'])[:1].upper()}{str(one['reason'])[1:]}. A trial without that latency is on the front by the others."
+              for one in part(run.summary, "gone").values() if isinstance(one, Mapping) and "reason" in one]
     prints = sorted({r.fingerprint for r in run.records if r.fingerprint and "latency_ms" in r.objectives})
     if len(prints) > 1:
         lines.append(f"The records hold latencies of {len(prints)} devices ({', '.join(prints)}), which cannot be compared: do not trust "

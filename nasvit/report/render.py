@@ -29,6 +29,7 @@ from nasvit.report.page import (
     verified_words,
 )
 from nasvit.report.plots import front_chart, headline, hypervolume_chart, picture
+from nasvit.report.precision import columns as precision_columns
 from nasvit.report.pruned import pruned_section
 from nasvit.report.tables import Run, load
 from nasvit.report.truth import truth_of, verdict
@@ -36,7 +37,7 @@ from nasvit.report.verified import verify
 from nasvit.whole_file import whole
 
 _KNEE = "knee"
-_FRONT_KEYS = ("accuracy", "latency", "interval", "macs", "params", "rung", "arch", "arch_id")
+_FRONT_KEYS = ("latency", "interval", "macs", "params", "rung", "arch", "arch_id")
 _VERIFIED_KEYS = ("label", "mark", "proxy", "test", "val", "searched", "predicted", "now", "drift", "inside", "epochs")
 _BASELINE_KEYS = ("label", "accuracy", "latency", "params", "gain", "speed")
 
@@ -78,8 +79,9 @@ def markdown(run: Run) -> str:
     parts = [f"# {_cell(title)}", _cell(subtitle) + ".", "![The front](front.png)"]
     front, baselines, reasons, remarks = front_rows(run), baseline_rows(run), reason_rows(run), notes(run)
     if front:
-        rows = [[_KNEE if r["knee"] else "", *(r[k] for k in _FRONT_KEYS)] for r in front]
-        head = ["", "accuracy", "latency", "interval (ms)", "MACs", "params", "rung", "architecture", "arch id"]
+        rows = [[_KNEE if r["knee"] else "", r["accuracy"], *r["precise"], *(r[k] for k in _FRONT_KEYS)] for r in front]
+        head = ["", "accuracy", *precision_columns(run.env).values(), "latency", "interval (ms)", "MACs", "params", "rung", "architecture",
+                "arch id"]
         parts += ["## Front", _table(rows, head)]
     else:
         parts.append("**No complete trial yet**: there is no front to show.")

@@ -17,6 +17,7 @@ import pandas as pd
 from nasvit.arch import Arch
 from nasvit.errors import ArchError, ConfigError, RunError
 from nasvit.registry import unknown
+from nasvit.report.precision import with_precision
 from nasvit.report.run_files import read_mapping
 from nasvit.report.shorthand import arch_text, block_text, main_mixer, mean_keep_ratio, plan_facts
 from nasvit.results.front import Points, hypervolume, knee, non_dominated, pareto, reference_point, to_minimised
@@ -98,13 +99,14 @@ def load(run_dir: Path | str) -> Run:
     points = _points(latest(records).values(), names)
     reference = reference_point(points) if len(points) else None
     front = pareto(records, names)
-    table = _with_devices(_trials(records, front, path), records, names)
+    further = _further(names, experiment, records)
+    table = with_precision(_with_devices(_trials(records, front, path), latest(records), further), path, records=records, env=env)
     random = load(path / "baselines" / "random") if (path / "baselines" / "random" / "records.jsonl").exists() else None
     front_table = _front(table, front, names)
     return Run(path=path, experiment=experiment, env=env, summary=summary, records=records, objectives=names, reference=reference,
                trials=table, front=front_table, hypervolume=hypervolume_so_far(records, names, reference=reference),
                choices=_choices(front), random=random,
-               baselines=_compared(_baselines(path), front_table, names))
+               baselines=_compared(_baselines(path, further), front_table, names))
 
 
 def hypervolume_so_far(records: Sequence[TrialRecord], names: Sequence[str], *, reference: Points | None) -> pd.DataFrame:
@@ -193,11 +195,16 @@ def _trials(records: Sequence[TrialRecord], front: Sequence[TrialRecord], path: 
     return _frame([_row(r, seconds=spent[t], on_front=t in members, path=path) for t, r in sorted(latest(records).items())])
 
 
-def _with_devices(table: pd.DataFrame, records: Sequence[TrialRecord], names: Sequence[str]) -> pd.DataFrame:
-    """The trials with one column more for each further device whose latency is an objective."""
-    by_trial = latest(records)
-    more = {n: [float(by_trial[t].objectives.get(n, math.nan)) for t in table["trial"]] for n in names if n not in OBJECTIVES}
-    return table.assign(**more)
+def _further(names: Sequence[str], experiment: Mapping[str, Any], records: Sequence[TrialRecord]) -> list[str]:
+    """The latencies on further devices: of the objectives, and of a device that any was measured on before it went away."""
+    there = {name for record in records for name in record.objectives}
+    return list(dict.fromkeys((*(name for name in names if name not in OBJECTIVES),
+                               *(name for name in (f"latency_ms@{device}" for device in part(experiment, "devices")) if name in there))))
+
+
+def _with_devices(table: pd.DataFrame, by_trial: Mapping[int, TrialRecord], further: Sequence[str]) -> pd.DataFrame:
+    """The trials with a column for each of these latencies."""
+    return table.assign(**{name: [float(by_trial[t].objectives.get(name, math.nan)) for t in table["trial"]] for name in further})
 
 
 def _front(table: pd.DataFrame, front: Sequence[TrialRecord], names: Sequence[str]) -> pd.DataFrame:
@@ -224,7 +231,7 @@ def _choices(front: Sequence[TrialRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(CHOICE_COLUMNS)).astype({"block": "Int64", "value": "string", "choice": "string"})
 
 
-def _baselines(path: Path) -> pd.DataFrame:
+def _baselines(path: Path, further: Sequence[str]) -> pd.DataFrame:
     """The named networks, one row each at its highest rung, in the order they were measured."""
     last: dict[str, TrialRecord] = {}
     for record in read(path / "baselines.jsonl"):
@@ -235,6 +242,7 @@ def _baselines(path: Path) -> pd.DataFrame:
             for r in last.values()]
     table = _frame(rows)
     table["fingerprint"] = pd.array([r["fingerprint"] for r in rows], dtype="string")
+    table = _with_devices(table, {record.trial: record for record in last.values()}, further)
     return table.drop(columns=["on_front"])
 
 

@@ -23,14 +23,15 @@ from torch import nn
 from nasvit.arch import Arch
 from nasvit.cost import count
 from nasvit.data import DataSet, load, unpacked
-from nasvit.devices import Device, machine_lock, open_device
+from nasvit.devices import Device, DeviceFault, machine_lock, open_device
 from nasvit.engines import parcels
-from nasvit.errors import MeasurementError, NasvitError, RunError, StorageError, TrainingError
+from nasvit.errors import DeviceLostError, MeasurementError, NasvitError, RunError, StorageError, TrainingError
 from nasvit.models.build import build
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.proxies import Score, short_train
 from nasvit.proxies.zero_cost import ZERO_COST, ZeroCost, probe_images, score_arch
 from nasvit.results.record import TrialRecord
+from nasvit.search.gone import FAULTY, blamed
 from nasvit.search.objectives import judged, passed
 from nasvit.training import Recipe
 
@@ -39,7 +40,8 @@ from nasvit.training import Recipe
 class Settings:
     """What all jobs of a run share. rungs: cumulative steps. memory: whether peak memory is asked for. run: the run directory.
     fingerprint: of the run's device; a worker on another one refuses to measure (empty: any). others: further devices that every
-    network is measured on, by name: spec, reference_ms and fingerprint. prune: what pruning adds. train_on: where workers train that do
+    network is measured on, by name: spec, reference_ms and fingerprint. gone: the names of latencies whose devices have left the search.
+    prune: what pruning adds. train_on: where workers train that do
     not measure (empty: where the device's host trains)."""
 
     run: str
@@ -55,6 +57,7 @@ class Settings:
     fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     others: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
     prune: dict[str, Any] = field(default_factory=dict)
     train_on: str = ""
 
@@ -126,6 +129,8 @@ def evaluated(job: Job, *, first: Step, further: Step) -> TrialRecord:
 def failure(error: BaseException) -> dict[str, Any]:
     """The fields of a failed record: our own errors by their message, any other with its traceback in the details."""
     reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, DeviceFault | DeviceLostError) and error.latency:
+        return {"status": "failed", "reason": reason, "details": {FAULTY: error.latency}}
     if isinstance(error, NasvitError):
         return {"status": "failed", "reason": reason}
     trace = "".join(traceback.format_exception(error))  # with the notes that an error from a worker carries
@@ -161,41 +166,46 @@ def gate(module: nn.Module, *, shape: tuple[int, ...], settings: Settings, recor
     seconds = {"wait": wait, "measure": counting}
     latency: dict[str, Any] | None = None
     latencies: dict[str, Any] = {}
-    target = device(settings)
-    _same_device(target, settings.fingerprint)
-    reason = passed(values, settings.limits)
+    reason, fingerprint = passed(values, settings.limits), ""
+    if "latency_ms" not in settings.gone:
+        with blamed("latency_ms"):
+            target = device(settings)
+            fingerprint = _same_device(target, settings.fingerprint)
     if reason is None:
         begun = time.perf_counter()
-        with target.prepared(module, input_shape=shape) as ready:
-            asked = time.perf_counter()
-            with target.alone():
-                wait += time.perf_counter() - asked
-                if settings.memory:  # first: whether the network fits the device at all
-                    values["peak_memory_mb"] = float(ready.peak_memory_mb())
-                    reason = passed(values, settings.limits)
-                if reason is None:
-                    stats = ready.measure()
-                    latency, values["latency_ms"] = stats.to_dict(), float(stats.median_ms)
+        if fingerprint:
+            with blamed("latency_ms"), target.prepared(module, input_shape=shape) as ready:
+                asked = time.perf_counter()
+                with target.alone():
+                    wait += time.perf_counter() - asked
+                    if settings.memory:  # first: whether the network fits the device at all
+                        values["peak_memory_mb"] = float(ready.peak_memory_mb())
+                        reason = passed(values, settings.limits)
+                    if reason is None:
+                        stats = ready.measure()
+                        latency, values["latency_ms"] = stats.to_dict(), float(stats.median_ms)
         reason = reason or passed(judged(values, latency), settings.limits)
-        for name, (spec, reference_ms, fingerprint) in settings.others.items() if reason is None else ():
-            other = _device(spec, reference_ms)
-            _same_device(other, fingerprint)
-            measured = other.measure(module, input_shape=shape)
+        for name, (spec, reference_ms, own) in settings.others.items():
+            if reason is not None or f"latency_ms@{name}" in settings.gone:
+                continue
+            with blamed(f"latency_ms@{name}"):
+                other = _device(spec, reference_ms)
+                _same_device(other, own)
+                measured = other.measure(module, input_shape=shape)
             latencies[name], values[f"latency_ms@{name}"] = measured.to_dict(), float(measured.median_ms)
             reason = passed(judged(values, latency, latencies), settings.limits)
-            if reason is not None:
-                break
         seconds = {"wait": wait, "measure": counting + time.perf_counter() - begun - (wait - seconds["wait"])}
     details = {**record.details, "latencies": latencies} if latencies else record.details
-    known = replace(record, objectives=values, latency=latency, seconds=seconds, fingerprint=target.fingerprint, details=details)
+    known = replace(record, objectives=values, latency=latency, seconds=seconds, fingerprint=fingerprint, details=details)
     return replace(known, status="complete") if reason is None else replace(known, status="rejected", rung=0, reason=reason)
 
 
-def _same_device(target: Device, fingerprint: str) -> None:
-    """Raises MeasurementError for a device that is not the run's; without a fingerprint any is."""
+def _same_device(target: Device, fingerprint: str) -> str:
+    """Its fingerprint. Raises MeasurementError for a device that is not the run's; without a fingerprint any is."""
     if fingerprint and target.fingerprint != fingerprint:
         raise MeasurementError(f"this worker's device has fingerprint {target.fingerprint}, the run's {fingerprint}: their "
                                "latencies cannot be compared; use workers of one kind")
+    return target.fingerprint
 
 
 def promote(job: Job, blank: TrialRecord) -> TrialRecord:

@@ -11,16 +11,19 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nasvit.arch import Arch
 from nasvit.engines import OverLimitError
-from nasvit.errors import DeviceLostError, StorageError
+from nasvit.errors import StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search import plateau
 from nasvit.search.evaluate import Job, Settings, derive_seed, failure
+from nasvit.search.gone import FAULTY, gone_of, lost, without
+from nasvit.search.gone import told as gone_told
 from nasvit.search.in_turn import Submits
 from nasvit.search.progress import Progress, Tally, snapshot
 from nasvit.search.rungs import promotable, unfinished
@@ -58,16 +61,20 @@ class Loop:
                  on_record: Callable[[TrialRecord], TrialRecord] = lambda record: record, progress: Progress | None = None,
                  network: Callable[[TrialRecord], Any] = TrialRecord.network, scores: Scores | None = None,
                  screen: Screen | None = None, due: Callable[[int], Sequence[Mapping[str, Any]]] = lambda left: (),
-                 settled: Callable[[TrialRecord], object] = lambda record: None) -> None:
-        self.experiment, self.settings, self.engine, self.path = experiment, settings, engine, path
+                 settled: Callable[[TrialRecord], object] = lambda record: None,
+                 told: Callable[[str], object] = lambda text: None) -> None:
+        self.asked, self.engine, self.path, self.told = experiment, engine, path, told
         self.evaluate, self.progress, self.on_record, self.network = evaluate, progress, on_record, network
         self.settled = settled  # hears of every trial that has stopped rising
         self.records = list(records)
         self.tally = Tally(self.records)
         self.before = self.tally.counts
         self.screen = Screen(limits=experiment.limits) if screen is None else screen
-        self.proposer = Proposer(space, sampler=experiment.sampler, seed=experiment.seed, objectives=experiment.objectives,
-                                 limits=experiment.limits, records=self.records, scores=scores, guesses=self.screen, due=due)
+        self.gone: dict[str, TrialRecord] = {}  # latencies whose devices have left
+        self.make_proposer = partial(Proposer, space, sampler=experiment.sampler, seed=experiment.seed, scores=scores,
+                                     guesses=self.screen, due=due)
+        self._do_without(gone_of(self.records, experiment), settings=settings)
+        self.proposer = self._proposer()
         for known in self.records:
             self.screen.observe(known)
         self.flights: dict[Future[TrialRecord], Flight] = {}
@@ -81,8 +88,20 @@ class Loop:
         self.started = time.monotonic()
         self.stopped: str | None = None  # no new trials
         self.halted = False  # no promotions either
-        self.lost: str | None = None  # why the device is asked no more
+        self.lost: str | None = None  # why no device is asked any more
+        self.outdated = False  # the study has objectives that are measured no more: a new one is made of the records, as a resume does
         self.looked = 0  # how many were evaluated when the end was last thought of
+
+    def _do_without(self, gone: dict[str, TrialRecord], *, settings: Settings) -> None:
+        """Go on with the objectives and limits that the devices left can measure."""
+        for name in gone.keys() - self.gone.keys():
+            self.screen.drop(name)
+            self.told(gone_told(name, gone[name], self.asked))
+        self.gone, self.experiment = gone, without(self.asked, gone)
+        self.settings = replace(settings, gone=tuple(gone), limits={k: v for k, v in settings.limits.items() if k not in gone})
+
+    def _proposer(self) -> Proposer:
+        return self.make_proposer(objectives=self.experiment.objectives, limits=self.experiment.limits, records=self.records)
 
     @property
     def elapsed_s(self) -> float:
@@ -125,6 +144,10 @@ class Loop:
             if self.queue:
                 self._fly(self.queue.popleft())
                 continue
+            if self.outdated:
+                if self.flights:  # they are told to the study that proposed them
+                    return
+                self.proposer, self.outdated = self._proposer(), False
             left = self.experiment.budget - self.tally.counts.evaluated - self.rising
             if self.stopped or not new_trials or left <= 0:
                 return
@@ -143,7 +166,8 @@ class Loop:
         done, budget, failed = self.tally.counts, self.experiment.budget, self.records[-1:]
         if self.experiment.minutes is not None and self.elapsed_s >= 60 * self.experiment.minutes:
             self.stopped, self.halted = "minutes", True
-        elif done.failed - self.before.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0:
+        elif done.failed - self.before.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0 and (
+                FAULTY not in failed[0].details):  # a device's faults have an end of their own
             self.stopped, self.halted = f"the first {done.failed} trials failed, the last because: {failed[0].reason}", True
         elif self.lost is not None:  # what is measured already still rises
             self.stopped = f"the device is gone: {self.lost}"
@@ -212,8 +236,8 @@ class Loop:
         self.records.append(record)
         self.tally.add(record)
         self.screen.observe(record)
-        if (record.reason or "").startswith(DeviceLostError.__name__):
-            self.lost = record.reason
+        if lost(record) is not None:
+            self._lose(record)
         if flight.job.earlier is not None and record.checkpoint and flight.job.earlier.checkpoint:
             # only now: until the higher rung is on record, a resumed search goes on from the lower one's weights
             (Path(self.settings.run) / flight.job.earlier.checkpoint).unlink(missing_ok=True)
@@ -221,6 +245,15 @@ class Loop:
         if final is not None:
             self.settled(final)
         self._report(record)
+
+    def _lose(self, record: TrialRecord) -> None:
+        """A device is gone: where the search can do without it, go on so; else there is nothing left to measure on."""
+        gone = gone_of(self.records, self.asked)
+        if set(gone) != set(self.gone):
+            self._do_without(gone, settings=self.settings)
+            self.outdated = True
+        elif lost(record) not in self.gone:  # a late word from one that is gone already changes nothing
+            self.lost = record.reason
 
     def _judge(self, flight: Flight, record: TrialRecord) -> TrialRecord | None:
         """Promote the trial or, when it has stopped rising, tell the sampler the values of its highest rung; returns that record."""

@@ -108,7 +108,8 @@ def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: 
     """Compute a Snapshot; before: trials evaluated when this session began, which tell nothing about its speed; minutes: its limit."""
     done = counts(records)
     complete = [r for r in latest(records).values() if r.status == "complete" and all(n in r.objectives for n in names)]
-    plane = [(r.objectives["latency_ms"], r.objectives["accuracy"]) for r in complete]
+    cost = next((name for name in names if name.partition("@")[0] == "latency_ms"), "latency_ms")  # another one where the first is gone
+    plane = [(r.objectives[cost], r.objectives["accuracy"]) for r in complete if cost in r.objectives]
     front = pareto(records, names)
     volume = 0.0
     if complete:
@@ -122,6 +123,6 @@ def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: 
         budget=budget, evaluated=done.evaluated, rejected=done.rejected, failed=done.failed, running=running,
         per_rung=tuple(sum(r.rung == rung and r.status == "complete" for r in records) for rung in range(1, rungs + 1)),
         best=bands(plane), hypervolume=volume,
-        front=tuple(sorted((r.objectives["latency_ms"], r.objectives["accuracy"]) for r in front)),
+        front=tuple(sorted((r.objectives[cost], r.objectives["accuracy"]) for r in front if cost in r.objectives)),
         elapsed_s=elapsed_s, eta_s=max(0.0, min(ends)) if ends else None,
         last=last, stopped_because=stopped_because)

@@ -46,6 +46,11 @@ class Screen:
         for record in records:
             self.observe(record)
 
+    def drop(self, name: str) -> None:
+        """Forget a latency that is measured no more."""
+        for known in (self.limits, self.models, self._guesses, self._due):
+            known.pop(name, None)
+
     def observe(self, record: TrialRecord) -> None:
         """Take in what a record holds of measured latencies; a promotion brings nothing new."""
         if not self.models or not record.has_arch:

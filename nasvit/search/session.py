@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,13 @@ from nasvit.engines import ENGINES, Engine
 from nasvit.errors import ConfigError, RunError
 from nasvit.experiment import Experiment
 from nasvit.models.space_check import check_space
+from nasvit.results.precision import FILE as PRECISION_FILE
+from nasvit.results.precision import precisions
 from nasvit.results.record import TrialRecord, read
-from nasvit.search import baselines, directory, pilot, truth, zero_cost
+from nasvit.search import baselines, directory, pilot, precision, truth, zero_cost
 from nasvit.search.elsewhere import Elsewhere
 from nasvit.search.evaluate import Job, Settings, evaluate
+from nasvit.search.gone import gone_of, left, summed, without
 from nasvit.search.loop import Loop
 from nasvit.search.progress import Progress, Snapshot, snapshot
 from nasvit.search.restriction import restricted, told
@@ -80,10 +83,12 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
                                workers=workers)
     if str(summary["stopped_because"]).startswith("the first "):
         raise RunError(f"{summary['stopped_because']}; nothing can be searched until this is mended")
-    if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines:
+    gone = gone_of(read(out / directory.RECORDS), experiment)
+    if summary["stopped_because"] != "interrupted" and "random" in experiment.baselines and "latency_ms" not in gone:
         plain: dict[str, Any] = {"sampler": "random", "baselines": (), "stop": "budget", "scores": (), "truth": 0.0,
                                  "minutes": _without_truth(experiment).minutes}
         twin = experiment.model_copy(update=plain | ({"budget": summary["evaluated"]} if experiment.stop == "plateau" else {}))
+        twin = left(twin, gone) if gone else twin
         place = out / "baselines" / "random"
         other = run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=progress, evaluate=evaluate,
                     reference_ms=bound.settings.reference_ms)
@@ -116,22 +121,25 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
               if Path(value).exists()}  # so that the run can be resumed from any folder, and workers find it
     experiment = experiment.model_copy(update=places)
     before = directory.read_json(out / "env.json") if resume else {}
+    gone = gone_of(read(out / directory.RECORDS), experiment)
     device = open_device(experiment.device, threads=1)
-    if before and before["fingerprint"] != device.fingerprint:
-        raise RunError(f"{out} cannot be resumed on this device: its fingerprint was {before['fingerprint']}, is {device.fingerprint}, and "
+    fingerprint = str(before["fingerprint"]) if "latency_ms" in gone else device.fingerprint  # one that is gone is not asked who it is
+    if before and before["fingerprint"] != fingerprint:
+        raise RunError(f"{out} cannot be resumed on this device: its fingerprint was {before['fingerprint']}, is {fingerprint}, and "
                        "latencies of two devices never stand in one column; resume it where it began, or choose another --out")
     scale = float(before["reference_ms"]) if before else reference_ms
     if scale is None:
         device.calibrate()
     else:
         device.reference_ms = scale
-    env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "device": device.describe(), "fingerprint": device.fingerprint,
+    env: dict[str, Any] = {**directory.versions(), "host": directory.host(), "fingerprint": fingerprint,
+           "device": before["device"] if "latency_ms" in gone else device.describe(),
            "reference_ms": device.reference_ms, "data": _about(data, kind=info.kind),
            "space": {"name": space.name, "size": space.size()}, "sessions": int(before.get("sessions", 0)) + 1}
     space, env["excluded"] = restricted(space, device=device, found=before.get("excluded"))
     env["space"]["size"] = space.size()
     device.close()  # the workers have their own
-    others, space = _others(experiment, space, before=before, env=env)
+    others, space = _others(experiment, space, before=before, gone=gone, env=env)
     experiment = _with_rungs(experiment, space, data, before=before, out=out, env=env, train_on=device.torch_device,
                              progress=progress)
     drifted = list(before.get("drift", []))
@@ -147,7 +155,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=natural, seed=experiment.seed, rungs=experiment.rungs or (), recipe=dict(experiment.recipe),
                         limits=dict(experiment.limits), versions=directory.versions(),
-                        fingerprint=device.fingerprint, others=others,
+                        fingerprint=fingerprint, others=others,
                         memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
     return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted),
                  notes=(*told(env["excluded"]), *env.get("pilot", {}).get("told", ())))
@@ -182,16 +190,20 @@ def _with_rungs(experiment: Experiment, space: SearchSpace, data: DataSet, *, be
     return experiment.model_copy(update={"rungs": pilot.ladder(flown.steps)})
 
 
-def _others(experiment: Experiment, space: SearchSpace, *, before: dict[str, Any],
+def _others(experiment: Experiment, space: SearchSpace, *, before: dict[str, Any], gone: Container[str],
             env: dict[str, Any]) -> tuple[dict[str, tuple[str, float, str]], SearchSpace]:
     """The further devices, opened and calibrated: spec, scale and fingerprint by name; and the space without what one of them cannot
-    take. `env["devices"]` describes them.
+    take. `env["devices"]` describes them. One whose latency is `gone` is not asked.
 
     Raises RunError where a resumed run had another device under a name.
     """
     found: dict[str, tuple[str, float, str]] = {}
     known, about = before.get("devices", {}), {}
     for name, spec in experiment.others.items():
+        if f"latency_ms@{name}" in gone:
+            about[name] = known[name]
+            found[name] = (spec, float(known[name]["reference_ms"]), known[name]["fingerprint"])
+            continue
         device = open_device(spec, threads=1)
         if name in known and known[name]["fingerprint"] != device.fingerprint:
             raise RunError(f"the device {name!r} is not the one that the run began with (fingerprint {known[name]['fingerprint']}, now "
@@ -224,9 +236,9 @@ def _without_truth(experiment: Experiment) -> Experiment:
 def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: list[TrialRecord], evaluate: Callable[[Job], TrialRecord],
                  progress: Progress | None, storage: str | None = None, workers: Workers | None = None) -> dict[str, Any]:
     """The loop and the named baselines of a bound experiment; returns the summary."""
-    directory.check_objectives(records, experiment.objectives)
+    directory.check_objectives(records, without(experiment, gone_of(records, experiment)).objectives)
     started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
-    written, latest, notes = started, None, list(bound.notes)
+    written, latest, notes = started, None, [*bound.notes, *precision.told(precisions(bound.env))]
     learned = Scores(experiment.scores, settings=bound.settings) if experiment.scores else None
     searching = _without_truth(experiment)
 
@@ -235,8 +247,9 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
         return replace(record, details={**record.details, "drift": list(bound.drifted)}) if bound.drifted else record
 
     def write_summary(stopped_because: str) -> dict[str, Any]:
-        figures = directory.summary(loop.records, experiment, stopped_because=stopped_because, sessions=bound.env["sessions"],
+        figures = directory.summary(loop.records, loop.experiment, stopped_because=stopped_because, sessions=bound.env["sessions"],
                                     wall_seconds=earlier + time.monotonic() - started)
+        figures |= {"gone": summed(loop.gone, experiment)} if loop.gone else {}
         figures |= {"scores": learned.summary()} if learned is not None else {}
         directory.write_json(out / "summary.json", figures)
         return figures
@@ -261,19 +274,24 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
         loop = Loop(searching, settings=bound.settings, space=bound.space, engine=engine, path=out / directory.RECORDS,
                     evaluate=evaluate, records=records, on_record=mark, progress=watch, network=bound.network, scores=learned,
                     screen=make_screen(experiment, settings=bound.settings), due=bound.due,
-                    settled=mirror.add if mirror else lambda record: None)
+                    settled=mirror.add if mirror else lambda record: None, told=notes.append)
         stopped = loop.run()
         summary = write_summary(stopped)
         cancel = stopped == "interrupted"
         if not cancel:
             try:
+                others = precisions(bound.env)
+                if others and summary["evaluated"]:
+                    summary["precision"] = precision.measure_front(loop.records, settings=loop.settings, names=loop.experiment.objectives,
+                                                                   precisions=others, path=out / PRECISION_FILE, told=tell)
+                    directory.write_json(out / "summary.json", summary)
                 if experiment.truth and loop.lost is None:
                     left = None if experiment.minutes is None else 60 * experiment.minutes - (time.monotonic() - started)
                     summary["truth"] = truth.run_truth(
-                        loop.records, settings=bound.settings, names=experiment.objectives, share=experiment.truth, engine=engine,
+                        loop.records, settings=loop.settings, names=loop.experiment.objectives, share=experiment.truth, engine=engine,
                         path=out / truth.FILE, evaluate=evaluate, seconds=left, told=tell)
                     directory.write_json(out / "summary.json", summary)
-                baselines.run_timm(experiment.baselines, settings=bound.settings, engine=engine, path=out / "baselines.jsonl",
+                baselines.run_timm(experiment.baselines, settings=loop.settings, engine=engine, path=out / "baselines.jsonl",
                                    told=tell)
             except KeyboardInterrupt:
                 cancel, summary = True, {**summary, "stopped_because": "interrupted"}

@@ -117,7 +117,7 @@ FLAGS: dict[str, list[str]] = {
     "repair": [],
     "report": [],
     "search": ["--allow-drift", "--baseline", "--budget", "--data", "--device", "--engine", "--gpus-per-worker",
-               "--max-latency", "--max-macs", "--max-params", "--minutes", "--out", "--profile", "--ray-address",
+               "--max-latency", "--max-macs", "--max-memory", "--max-params", "--minutes", "--out", "--profile", "--ray-address",
                "--resume", "--sampler", "--seed", "--space", "--stop", "--storage", "--workers"],
     "show": ["--image", "--out", "--pick"],
     "space": ["--image-size", "--sample"],

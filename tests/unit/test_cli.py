@@ -71,11 +71,12 @@ def test_flags_override_the_experiment_file_and_the_run_is_rendered(tmp_path: Pa
     monkeypatch.setattr(cli, "render", lambda place: seen.update(rendered=place))
     file, out = tmp_path / "e.yaml", tmp_path / "run"
     file.write_text("space: catm_only\nbudget: 7\nseed: 5\nlimits: {params_m: 2}\n")
-    argv = ["search", str(file), "--budget", "9", "--max-latency", "8ms", "--max-macs", "300M", "--baseline", "random", "--out", str(out)]
+    argv = ["search", str(file), "--budget", "9", "--max-latency", "8ms", "--max-macs", "300M", "--max-memory", "0.5GB", "--baseline",
+            "random", "--out", str(out)]
     assert cli.main(argv) == 0
     made = seen["experiment"]
     assert (made.space, made.budget, made.seed, made.baselines) == ("catm_only", 9, 5, ("random",))
-    assert made.limits == {"params_m": 2.0, "latency_ms": 8.0, "macs_g": 0.3}
+    assert made.limits == {"params_m": 2.0, "latency_ms": 8.0, "macs_g": 0.3, "peak_memory_mb": 500.0}
     assert seen["out"] == seen["rendered"] == out and seen["resume"] is False and seen["allow_drift"] is False
 
 

@@ -73,6 +73,23 @@ def test_a_profile_of_another_space_is_no_likeness(tmp_path: Path, capsys: pytes
     assert "profile of the space other, not of hybrid_tiny" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("asked", "fingerprint", "says"), [
+    (["--image-size", "64"], "here", "is a profile at 16x16 px and this one is to be at 64x64 px, whose latencies are not alike: give "
+                                     "--image-size 16"),
+    (["--image-size", "16"], "known", "is a profile of this very device (known)")])
+def test_a_profile_of_another_image_size_or_of_the_device_itself_is_no_likeness(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, asked: list[str], fingerprint: str,
+        says: str) -> None:
+    monkeypatch.setattr("nasvit.devices.open_device", lambda spec: SimpleNamespace(
+        calibrate=lambda: pytest.fail("it is refused before anything is measured"), fingerprint=fingerprint, close=lambda: None))
+    small = SearchSpace.load("hybrid_tiny", image_size=(16, 16))
+    profile.learned(small, measure, about={"space": "hybrid_tiny", "fingerprint": "known"}, networks=24, seconds=100).save(
+        tmp_path / "p.json")
+    assert cli.main(["profile", "--space", "hybrid_tiny", "--like", str(tmp_path / "p.json"), *asked]) == 2
+    assert says in capsys.readouterr().err
+    assert not (Path("profiles") / f"hybrid_tiny-{fingerprint}.json").exists()
+
+
 def test_networks_that_cannot_be_measured_are_left_out(space: SearchSpace) -> None:
     asked: list[str] = []
 

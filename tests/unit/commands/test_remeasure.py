@@ -24,12 +24,13 @@ class Given:
     path: Path = Path("run")
     env: dict[str, Any] = field(default_factory=lambda: {"reference_ms": 3.5})
     experiment: dict[str, Any] = field(default_factory=lambda: {"device": "cpu", "limits": {"latency_ms": 2.05}})
+    summary: dict[str, Any] = field(default_factory=dict)
     objectives: tuple[str, ...] = ("accuracy", "latency_ms")
     fingerprint: str = "abc"
 
 
 class FakeDevice:
-    fingerprint = "abc"
+    fingerprint: str = "abc"
 
     def __init__(self, median_ms: float) -> None:
         self.median_ms = median_ms
@@ -56,6 +57,37 @@ def test_inside_and_within_are_judged_by_the_new_median(
     (row,) = remeasure.front_of(given(tiny_arch))  # type: ignore[arg-type]
     assert (row.inside, row.within_limit) == (inside, within)
     assert opened["reference_ms"] == 3.5  # the run's own scale
+
+
+def test_each_device_of_a_run_is_measured_with_its_own_scale_and_held_to_its_own_limit(
+        tiny_arch: Arch, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, float]] = []
+
+    def opening(spec: str, *, threads: int, reference_ms: float) -> FakeDevice:
+        opened.append((spec, reference_ms))
+        device = FakeDevice(2.0 if spec == "cpu" else 5.2)
+        device.fingerprint = "abc" if spec == "cpu" else "def"
+        return device
+
+    monkeypatch.setattr(remeasure, "open_device", opening)
+    run = given(tiny_arch)
+    slow = replace(STATS, median_ms=5.0, ci_low_ms=4.5, ci_high_ms=5.1)
+    run.records = (replace(run.records[0], details={"latencies": {"b": slow.to_dict()}},
+                           objectives={**run.records[0].objectives, "latency_ms@b": 5.0}),)
+    run.experiment = {"device": "cpu", "devices": {"a": "cpu", "b": "cpu/onnxruntime"}, "limits": {"latency_ms@b": 5.1}}
+    run.env["devices"] = {"b": {"spec": "cpu/onnxruntime", "reference_ms": 7.0, "fingerprint": "def"}}
+    first, second = remeasure.front_of(run)  # type: ignore[arg-type]
+    assert opened == [("cpu", 3.5), ("cpu/onnxruntime", 7.0)]
+    assert (first.device, first.inside, first.limit_ms, first.within_limit) == ("a", True, None, True)
+    assert (second.device, second.inside, second.limit_ms, second.within_limit) == ("b", False, 5.1, False)
+    for name in ("b", "cpu/onnxruntime"):
+        (alone,) = remeasure.front_of(run, device=name)  # type: ignore[arg-type]
+        assert alone == second
+    run.summary = {"gone": {"latency_ms@b": {"trial": 0, "reason": "it hung"}}}
+    assert remeasure.front_of(run) == [first] and remeasure.absent(run) == ["b"]  # type: ignore[arg-type]
+    assert remeasure.front_of(run, device="b") == [second]  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"own devices \(a, b\)"):
+        remeasure.front_of(run, device="cpu?threads=2")  # type: ignore[arg-type]
 
 
 def test_another_device_is_refused(tiny_arch: Arch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_a_network_that_needs_more_memory_than_there_is_is_refused_before_it_run
 
     monkeypatch.setattr("nasvit.devices.machine.available_mb", lambda: 1.0)
     large = nn.Sequential(nn.Flatten(), nn.Linear(100, 300_000, bias=False), Late())
-    with pytest.raises(MeasurementError, match="over 1 MB, which is what this machine can give"):
+    with pytest.raises(MeasurementError, match="over 1 MB, which is what the machine can give"):
         open_device("cpu", reference_ms=1.0).measure(large, input_shape=(1, 100))
     assert ran == []
 

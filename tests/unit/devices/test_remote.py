@@ -61,8 +61,19 @@ def test_peak_memory_is_what_a_fresh_process_grows_by(place: ToyPlace) -> None:
 
 def test_a_network_that_needs_more_memory_than_there_is_is_ended_in_time(place: ToyPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nasvit.devices.remote.MEMORY_SHARE", 1e-6)
-    with pytest.raises(MeasurementError, match="which is what this machine can give"):
+    with pytest.raises(MeasurementError, match="which is what the machine can give"):
         place.peak_memory_mb(Net("large"), input_shape=SHAPE)
+
+
+def test_a_latency_is_not_measured_of_a_network_whose_tensors_need_more_than_is_free(place: ToyPlace,
+                                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    place.connected()
+    monkeypatch.setattr("nasvit.devices.machine.available_mb", lambda: 1e-3)  # 1 kB
+    exported: list[object] = []
+    monkeypatch.setattr(place, "_exported", lambda *_, **__: exported.append(1))
+    with pytest.raises(MeasurementError, match="which is what the machine can give"):
+        place.measure(Net(), input_shape=SHAPE)
+    assert not exported and not place.faults  # the network's fault, and before anything is exported or sent
 
 
 def test_what_a_runtime_prints_is_not_taken_for_an_answer(place: ToyPlace) -> None:

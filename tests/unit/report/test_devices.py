@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from nasvit.commands.terminal import render as render_and_print
 from nasvit.errors import ConfigError
 from nasvit.report import load
 from nasvit.report.comparison import compare
@@ -52,6 +54,33 @@ def test_the_report_holds_all_devices(place: Path) -> None:
     assert "The devices" in page and "cpu/onnxruntime" in page and "## The devices" in words
     assert pd.read_csv(place / "fronts.csv")["device"].unique().tolist() == ["a", "b"]
     assert "latency_ms@b" in pd.read_csv(place / "front.csv").columns
+
+
+def test_the_terminal_shows_a_column_for_each_device(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    render_and_print(place)
+    head, first, *_ = capsys.readouterr().out.splitlines()[1:]
+    assert head.split()[:4] == ["trial", "accuracy", "latency_ms@a", "latency_ms@b"]
+    assert first.split()[:4] == ["0", "70.00%", "1", "9"]
+
+
+@pytest.mark.parametrize("gone", ["latency_ms", "latency_ms@b"])
+def test_a_device_that_went_away_is_told_and_keeps_the_column_it_had(place: Path, gone: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for name in ("accuracy", "latency_ms", "latency_ms@b") if name != gone]
+    append(place / "records.jsonl", TrialRecord(trial=5, status="complete", rung=1, arch=None, arch_id="id5", objectives={
+        "accuracy": 0.95, "macs_g": 0.1, "params_m": 0.1, **dict.fromkeys(names[1:], 2.5)}))
+    append(place / "baselines.jsonl", TrialRecord(trial=0, status="complete", rung=1, arch=None, arch_id="x", label="timm:x",
+                                                  objectives={"accuracy": 0.5, **dict.fromkeys(names[1:], 3.0)}))
+    (place / "summary.json").write_text(json.dumps({
+        "objectives": names, "gone": {gone: {"trial": 4, "reason": "the device x is gone since trial 4: it hung"}}}))
+    render_and_print(place)
+    run = load(place)
+    assert run.front["trial"].tolist()[-1] == 5 and pd.isna(run.trials.set_index("trial").loc[5, gone])
+    assert run.trials[gone].notna().sum() == 5
+    assert "The device x is gone since trial 4" in (place / "report.md").read_text()
+    fronts = device_fronts(run)
+    assert 5 not in fronts.loc[fronts["device"] == ("a" if gone == "latency_ms" else "b"), "trial"].tolist()
+    chosen = for_all(run)
+    assert chosen is not None and chosen["trial"] == 2  # among those that were measured everywhere
 
 
 def test_a_search_on_one_device_says_nothing_of_devices(place: Path) -> None:

@@ -93,7 +93,7 @@ def settings(path: Path, experiment: Experiment) -> Settings:
 
 
 def make_loop(path: Path, *, space: Any = None, evaluate: Any = fake_evaluate, records: Any = (), engine: Any = None, progress: Any = None,
-              due: Any = lambda left: (), **values: Any) -> Loop:
+              due: Any = lambda left: (), told: Any = lambda text: None, **values: Any) -> Loop:
     experiment = Experiment(**{"space": "small", "sampler": "random", "engine": "inline", "budget": 12, **values})
     return Loop(experiment, settings=settings(path, experiment), space=space or SmallSpace(), engine=engine or Inline(),
-                path=path / "records.jsonl", evaluate=evaluate, records=records, progress=progress, due=due)
+                path=path / "records.jsonl", evaluate=evaluate, records=records, progress=progress, due=due, told=told)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from torch import nn
 
-from nasvit.errors import MeasurementError
+from nasvit.errors import DeviceLostError, MeasurementError
 from nasvit.experiment import Experiment
 from nasvit.models.build import build
 from nasvit.results.record import TrialRecord
 from nasvit.search import evaluate as module
-from nasvit.search.evaluate import gate
+from nasvit.search.evaluate import failure, gate
 from tests.unit.search.fakes import arch, settings
 
 
@@ -57,9 +57,10 @@ def places(monkeypatch: pytest.MonkeyPatch) -> dict[str, Place]:
     return found
 
 
-def gated(tmp_path: Path, *, limits: dict[str, float], second: str = "second") -> TrialRecord:
+def gated(tmp_path: Path, *, limits: dict[str, float], second: str = "second", gone: tuple[str, ...] = ()) -> TrialRecord:
     experiment = Experiment(space="x", devices={"a": "cpu", "b": "slow", "c": "fast"}, limits=limits)
-    made = replace(settings(tmp_path, experiment), fingerprint="first", others={"b": ("slow", 1.0, second), "c": ("fast", 1.0, "third")})
+    made = replace(settings(tmp_path, experiment), fingerprint="first", gone=gone,
+                   others={"b": ("slow", 1.0, second), "c": ("fast", 1.0, "third")})
     blank = TrialRecord(trial=0, status="failed", rung=1, arch=arch().to_dict(), arch_id=arch().id)
     return gate(build(arch(), seed=0), shape=(1, 1, 16, 16), settings=made, record=blank)
 
@@ -83,3 +84,24 @@ def test_a_limit_on_one_device_rejects_by_the_upper_end_of_its_interval_and_ends
 def test_a_worker_without_the_runs_further_device_refuses_to_measure(tmp_path: Path, places: dict[str, Place]) -> None:
     with pytest.raises(MeasurementError, match="cannot be compared"):
         gated(tmp_path, limits={}, second="another")
+
+
+@pytest.mark.parametrize(("gone", "left"), [("latency_ms", ["latency_ms@b", "latency_ms@c"]),
+                                            ("latency_ms@b", ["latency_ms", "latency_ms@c"])])
+def test_a_device_that_is_gone_is_not_asked(tmp_path: Path, places: dict[str, Place], gone: str, left: list[str]) -> None:
+    record = gated(tmp_path, limits={}, gone=(gone,))
+    assert record.status == "complete" and [name for name in record.objectives if name.startswith("latency")] == left
+    assert places["cpu" if gone == "latency_ms" else "slow"].measured == 0
+    assert record.fingerprint == ("" if gone == "latency_ms" else "first")  # of the device that latency_ms is of
+
+
+@pytest.mark.parametrize(("spec", "latency"), [("cpu", "latency_ms"), ("slow", "latency_ms@b")])
+def test_a_lost_device_is_named_by_its_latency_in_the_record(tmp_path: Path, places: dict[str, Place], spec: str, latency: str,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(network: nn.Module, *, input_shape: tuple[int, ...]) -> Stats:
+        raise DeviceLostError("it is in quarantine")
+
+    monkeypatch.setattr(places[spec], "measure", fails)
+    with pytest.raises(DeviceLostError) as caught:
+        gated(tmp_path, limits={})
+    assert failure(caught.value)["details"] == {"device_of": latency}

@@ -11,6 +11,7 @@ import pytest
 from nasvit.engines import make_engine
 from nasvit.errors import ConfigError
 from nasvit.experiment import Experiment
+from nasvit.results.record import TrialRecord, append
 from nasvit.search import directory, session, workers
 from nasvit.search.workers import job_limits
 
@@ -52,3 +53,22 @@ def test_workers_are_warmed_only_for_a_run_that_nobody_searches_in(tmp_path: Pat
     assert not opened and workers.warmed(experiment, tmp_path).warm and opened == [experiment]
     with directory.claimed(tmp_path):
         pass  # the look at the lock has let go of it
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["a further device", "the first device"])
+def test_a_resumed_search_does_not_reach_for_a_device_that_is_gone(tmp_path: Path, first: bool) -> None:
+    away = "ssh://pi@nowhere.invalid/onnxruntime"
+    shared: dict[str, Any] = {"space": "hybrid_tiny", "data": "digits", "rungs": (1, 2), "engine": "inline"}
+    here = session.bind(Experiment(**shared, device="cpu"), out=tmp_path, resume=False, allow_drift=False, reference_ms=1.0)
+    experiment = Experiment(**shared, devices={"a": away, "b": "cpu"} if first else {"a": "cpu", "b": away})
+    there = {"fingerprint": "abc", "reference_ms": 2.0, "device": {"settings": {}}}
+    known = {**here.env, **(there if first else {}), "devices": {"b": here.env if first else there}}
+    directory.write_json(tmp_path / "env.json", known)
+    directory.write(tmp_path / "experiment.yaml", experiment.to_yaml())
+    directory.write(tmp_path / "space.yaml", here.space.to_yaml())
+    name = "latency_ms" if first else "latency_ms@b"
+    append(tmp_path / "records.jsonl", TrialRecord(trial=0, status="failed", rung=1, arch=None, arch_id="x", details={"device_of": name},
+                                                   reason="DeviceLostError: it is in quarantine"))
+    bound = session.bind(experiment, out=tmp_path, resume=True, allow_drift=False)
+    assert bound.env["devices"]["b"]["fingerprint"] == (here.settings.fingerprint if first else "abc")
+    assert (bound.settings.fingerprint == "abc", bound.settings.reference_ms == 2.0) == (first, first)
