@@ -13,7 +13,8 @@ from nasvit.errors import ConfigError
 
 
 def prune(
-    model: Annotated[str | None, typer.Argument(help="timm:NAME, or a .safetensors file with --arch.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(help="A model's name in timm or the zoo, or a .safetensors file with --arch.",
+                                                show_default=False)] = None,
     data: Annotated[str | None, typer.Option(help="The data the model was trained on: a folder of images, an .npz, digits.")] = None,
     arch: Annotated[Path | None, typer.Option(help="The arch.json beside a .safetensors file.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of timm:NAME for these data (default: the published ones).")] = None,
@@ -40,7 +41,7 @@ def prune(
         raise ConfigError("--resume needs --out, the directory of the run to go on with")
     file = out / "experiment.yaml" if resume and out is not None and (out / "experiment.yaml").is_file() else None
     if model is None and file is None:
-        raise ConfigError("give the model to prune: timm:NAME, or a .safetensors file with --arch")
+        raise ConfigError("give the model to prune: its name in timm, or a .safetensors file with --arch")
     wanted: dict[str, Any] = {
         "model": model, "data": data, "arch": None if arch is None else str(arch), "target": max_latency, "device": device,
         "checkpoint": None if checkpoint is None else str(checkpoint), "budget": budget, "minutes": minutes,
@@ -87,8 +88,9 @@ def _show(experiment: Any) -> None:
     import random
 
     from nasvit.pruning.importance import importance
-    from nasvit.search.prune import RECIPE, begin, calibration, make_space
+    from nasvit.search.prune import RECIPE, begin, calibration, make_space, settled
 
+    experiment = settled(experiment)
     start = begin(experiment, out=None, resume=False)
     images, labels = calibration(start.data, number=32, seed=experiment.seed)
     space, speed = make_space(experiment, start, importance(start.dense, images, labels, criterion=experiment.criterion).scores)

@@ -20,6 +20,20 @@ from nasvit.pruning.files import load
 from nasvit.torchvision_ops import ensure
 
 
+def full_name(name: str, *, arch: str | None) -> str:
+    """`timm:NAME` for a bare name that timm or the zoo has; a file, and what says timm: already, as they are.
+
+    Raises ConfigError for a name that neither has.
+    """
+    if arch is not None or name.startswith("timm:") or "/" in name or name.endswith(".safetensors") or Path(name).is_file():
+        return name
+    try:
+        check_names([name])
+    except ConfigError as error:
+        raise ConfigError(f"{error}; of weights of another name give the .safetensors file, with --arch") from None
+    return f"timm:{name}"
+
+
 def open_model(name: str, *, arch: str | None, checkpoint: str | None, num_classes: int, in_channels: int,
                image_size: tuple[int, int] | None) -> nn.Module:
     """The trained model: `timm:NAME` with a checkpoint or its published weights, or a .safetensors file with the `arch` that describes it.

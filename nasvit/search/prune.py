@@ -30,7 +30,7 @@ from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning import files
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
 from nasvit.pruning.importance import importance
-from nasvit.pruning.opening import as_trained, image_size_of, open_model
+from nasvit.pruning.opening import as_trained, full_name, image_size_of, open_model
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.siblings import measured
 from nasvit.pruning.space import STRENGTHS, PruneSpace
@@ -91,6 +91,7 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
     out = Path(out).absolute()
     with directory.claimed(out):
         directory.check_new_or_resumed(out, resume=resume)
+        experiment = settled(experiment)
         start = begin(experiment, out=out, resume=resume)
         bound = _bind(experiment, start, out=out, resume=resume)
         records = read(out / directory.RECORDS, mend=True)
@@ -107,9 +108,14 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
         return _finish(bound, start, out=out)
 
 
+def settled(experiment: PruneExperiment) -> PruneExperiment:
+    """With what is left open in a user's words. Raises ConfigError for a model that is neither a name nor a file."""
+    return experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch)})
+
+
 def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:
-    """Check the experiment, open model, named siblings, data and device, prove that a plan that keeps everything is the dense model, and
-    measure it. Nothing is written.
+    """Check a settled experiment, open model, named siblings, data and device, prove that a plan that keeps everything is the dense
+    model, and measure it. Nothing is written.
 
     Without `out` there is no run to go on with (a dry run)."""
     check(experiment)

@@ -323,6 +323,16 @@ def test_a_sibling_that_cannot_be_measured_is_on_record_and_the_result_stands(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_model_is_given_by_its_bare_name(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", str(weights), "--data", "digits", "--image-size", "32", "--recover-epochs", "0", "--engine", "inline",
+             "--sampler", "random", "--budget", "1"]
+    assert main(["prune", NAME, *words, "--dry-run"]) == 0 and f"timm:{NAME}: " in capsys.readouterr().out
+    assert main(["prune", NAME, *words, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "prune.json").read_text())["model"] == f"timm:{NAME}"
+    assert main(["prune", "deit_tinny_patch16_224", *words]) == 2 and f"did you mean '{NAME}'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_dry_run_checks_what_a_run_checks_and_says_how_images_are_normalised(
         small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prune", small.model, "--arch", str(small.arch), "--data", "digits", "--image-size", "16", "--dry-run"]
