@@ -13,8 +13,8 @@ from nasvit.errors import ConfigError
 
 
 def prune(
-    model: Annotated[str | None, typer.Argument(help="A model's name in timm or the zoo, or a .safetensors file with --arch.",
-                                                show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(help="A model's name in timm or the zoo, a .safetensors file with --arch, or an "
+                                                     "experiment file, which options override.", show_default=False)] = None,
     data: Annotated[str | None, typer.Option(help="The data the model was trained on: a folder of images, an .npz, digits.")] = None,
     arch: Annotated[Path | None, typer.Option(help="The arch.json beside a .safetensors file.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of timm:NAME for these data (default: the published ones).")] = None,
@@ -39,9 +39,15 @@ def prune(
 
     if resume and out is None:
         raise ConfigError("--resume needs --out, the directory of the run to go on with")
-    file = out / "experiment.yaml" if resume and out is not None and (out / "experiment.yaml").is_file() else None
+    file = Path(model) if model is not None and model.endswith((".yaml", ".yml")) else None
+    if file is not None:
+        model = None
+    elif resume and out is not None and (out / "experiment.yaml").is_file():
+        file = out / "experiment.yaml"
+    elif resume and model is None:
+        raise ConfigError(f"there is no run in {out} to resume; give the model, and leave --resume away, to begin one")
     if model is None and file is None:
-        raise ConfigError("give the model to prune: its name in timm, or a .safetensors file with --arch")
+        raise ConfigError("give the model to prune: its name in timm, a .safetensors file with --arch, or an experiment file")
     wanted: dict[str, Any] = {
         "model": model, "data": data, "arch": None if arch is None else str(arch), "target": max_latency, "device": device,
         "checkpoint": None if checkpoint is None else str(checkpoint), "budget": budget, "minutes": minutes,

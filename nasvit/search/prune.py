@@ -29,12 +29,13 @@ from nasvit.experiment import PruneExperiment, named_device, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning import files
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
-from nasvit.pruning.importance import importance
+from nasvit.pruning.importance import CRITERIA, importance
 from nasvit.pruning.opening import as_trained, full_name, image_size_of, open_model
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.siblings import measured
-from nasvit.pruning.space import STRENGTHS, PruneSpace
+from nasvit.pruning.space import STRENGTHS, PruneSpace, parse_choices
 from nasvit.pruning.speed import Speed
+from nasvit.registry import unknown
 from nasvit.results.record import TrialRecord, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
@@ -109,8 +110,12 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
 
 
 def settled(experiment: PruneExperiment) -> PruneExperiment:
-    """With what is left open in a user's words. Raises ConfigError for a model that is neither a name nor a file."""
-    return experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch)})
+    """With what is left open in a user's words. Raises ConfigError for a model that is neither a name nor a file, and for an unknown
+    choice or criterion."""
+    if experiment.criterion not in CRITERIA:
+        raise ConfigError(unknown("criterion", experiment.criterion, list(CRITERIA)))
+    return experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch),
+                                         "choices": parse_choices(",".join(experiment.choices))})
 
 
 def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:

@@ -333,6 +333,29 @@ def test_a_model_is_given_by_its_bare_name(weights: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.usefixtures("quick")
+def test_an_experiment_file_reaches_every_setting_and_the_command_line_overrides_it(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "prune.yaml", tmp_path / "run"
+    file.write_text(f"model: {small.model}\narch: {small.arch}\ndata: digits\nimage_size: 16\nengine: inline\nsampler: random\n"
+                    "criterion: magnitude\nrecover_epochs: 0\nbudget: 9\nchoices: [mlp]\nlimits: {peak_memory_mb: 10GB}\n"
+                    "objectives: [accuracy, macs_g]\nrecipe: {batch_size: 32}\n")
+    assert main(["prune", str(file), "--budget", "1", "--out", str(out)]) == 0
+    kept = PruneExperiment.load(out / "experiment.yaml")
+    assert (kept.criterion, kept.budget, kept.choices, kept.recipe["batch_size"]) == ("magnitude", 1, ("mlp",), 32)
+    assert (kept.limits, kept.objectives) == ({"peak_memory_mb": 10_000.0}, ("accuracy", "macs_g"))
+    assert read(out / "records.jsonl")[0].objectives["peak_memory_mb"] > 0
+    assert main(["prune", str(file), "--budget", "2", "--resume", "--out", str(out)]) == 0
+    assert main(["prune", "--budget", "3", "--resume", "--out", str(out)]) == 0 and len(read(out / "records.jsonl")) == 3
+    assert main(["search", "--resume", "--out", str(out)]) == 2 and "nasvit prune" in capsys.readouterr().err
+    for line, said in (("criterion: tailor", "did you mean 'taylor'"), ("choices: [mpl]", "did you mean 'mlp'")):
+        file.write_text(f"model: {small.model}\narch: {small.arch}\n{line}\n")
+        assert main(["prune", str(file), "--data", "digits", "--dry-run"]) == 2 and said in capsys.readouterr().err
+    for words, said in ((["--resume", "--out", str(tmp_path / "nowhere")], "there is no run in"),
+                        (["--data", "digits"], "give the model to prune"), (["absent.yaml"], "absent.yaml: cannot be read")):
+        assert main(["prune", *words]) == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_dry_run_checks_what_a_run_checks_and_says_how_images_are_normalised(
         small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prune", small.model, "--arch", str(small.arch), "--data", "digits", "--image-size", "16", "--dry-run"]
