@@ -373,7 +373,8 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
              "recovery": _recovery(records, chosen, experiment, settings=bound.settings),
              "siblings": [], "verdict": {"dominated": None, "by": None, "text": "not compared with smaller siblings yet"}}
     directory.write_json(out / "prune.json", facts)  # the result stands whatever becomes of the comparison
-    facts |= compared(measured("pruned", again, accuracy=accuracy), experiment, data=start.loaded, device=start.device)
+    facts |= compared(measured("pruned", again, accuracy=accuracy), experiment, model=start.dense.plan.source.name, data=start.loaded,
+                      device=start.device)
     directory.write_json(out / "prune.json", facts)
     return facts
 

@@ -67,7 +67,7 @@ def test_a_pruned_model_is_on_disk_reported_and_its_run_goes_on_where_it_stopped
     records = read(out / "records.jsonl")
     assert len(records) >= 4 and facts["target_ms"] is None
     assert facts["pruned"]["macs_g"] < facts["dense"]["macs_g"] and len(facts["recovery"]) > 1
-    assert facts["siblings"] == [] and facts["verdict"]["dominated"] is False  # deit_tiny is the smallest of its family
+    assert facts["siblings"] == [] and facts["verdict"]["dominated"] is None  # deit_tiny is the smallest of its family
     module = load(out / "pruned" / "arch.json", out / "pruned" / "model.safetensors")
     assert module(torch.randn(2, 1, 32, 32)).shape == (2, 10)
     onnx = facts["written"]["onnx"]
@@ -305,6 +305,28 @@ def test_a_named_sibling_that_cannot_be_opened_ends_the_run_before_it_begins(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_file_knows_its_family_by_the_name_of_its_source_and_without_one_nobody_was_compared(
+        small: PruneExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from nasvit.commands.prune import _tell
+
+    facts = prune(small, out=tmp_path / "run")
+    assert facts["siblings"] == [] and facts["verdict"]["dominated"] is None
+    _tell(facts, tmp_path / "run")
+    for text in (capsys.readouterr().out, *(file.read_text() for file in render(tmp_path / "run") if file.suffix in (".html", ".md"))):
+        assert "o sibling was compared" in text and "dominated by a smaller" not in text
+    asked: list[str] = []
+
+    def fails(name: str, *_: object, **__: object) -> object:
+        asked.append(name)
+        raise MeasurementError("not wanted")
+
+    monkeypatch.setattr(prune_siblings, "_measured", fails)
+    arch, weights = save(prepare(tiny(), name="timm:deit_small_patch16_224.fb_in1k").module, tmp_path / "named")
+    prune(small.model_copy(update={"model": str(weights), "arch": str(arch)}), out=tmp_path / "again")
+    assert asked == [NAME]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_sibling_that_cannot_be_measured_is_on_record_and_the_result_stands(
         small: PruneExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
@@ -313,7 +335,7 @@ def test_a_sibling_that_cannot_be_measured_is_on_record_and_the_result_stands(
         assert "pruned" in json.loads((out / "prune.json").read_text())  # whatever comes now
         raise MeasurementError(f"{name} is too slow to time")
 
-    monkeypatch.setattr(prune_siblings, "_names", lambda experiment: ["vit_small", "vit_tiny"])
+    monkeypatch.setattr(prune_siblings, "_names", lambda experiment, model: ["vit_small", "vit_tiny"])
     monkeypatch.setattr(prune_siblings, "_measured", fails)
     facts = prune(small, out=out)
     assert [row["name"] for row in facts["siblings"]] == ["vit_small", "vit_tiny"] and facts["siblings"][0]["latency_ms"] is None
