@@ -95,6 +95,7 @@ class Experiment(BaseModel):
     first_rung: ClassVar[int] = 1
     paths: ClassVar[tuple[str, ...]] = ("space", "data")
     missing: ClassVar[str] = "give the path of a search space or the name of a shipped one"
+    instead: ClassVar[Mapping[str, str]] = {}
 
     space: str
     data: str = "digits"
@@ -234,7 +235,8 @@ class Experiment(BaseModel):
 
     @classmethod
     def load(cls, path: Path | None = None, *, overrides: Mapping[str, Any] | None = None) -> Self:
-        """From a YAML file, overridden key by key from the command line (None stands for "not given"; limits are merged).
+        """From a YAML file, overridden key by key from the command line (None stands for "not given"; limits are merged; what an
+        option says in other words is replaced, see `instead`).
 
         A path (`paths`) that does not exist from here is taken relative to the file. Raises one ConfigError that lists every fault with
         file, line, key and what is accepted, and one for the file of another command.
@@ -249,7 +251,7 @@ class Experiment(BaseModel):
             cls.check_kind(given, path=Path(path))
             given |= {key: _near(given[key], Path(path).parent) for key in cls.paths if key in given}
         flags = {k: v for k, v in (overrides or {}).items() if v is not None}
-        merged = {**given, **flags}
+        merged = {**{k: v for k, v in given.items() if k not in {cls.instead.get(flag) for flag in flags}}, **flags}
         if isinstance(given.get("limits"), dict) and "limits" in flags:
             merged["limits"] = {**given["limits"], **flags["limits"]}
         try:
@@ -276,14 +278,16 @@ class PruneExperiment(Experiment):
 
     model: timm:NAME (the zoo's names included), or a .safetensors file of a network whose Arch or Plan is `arch`. checkpoint: weights of
     timm:NAME trained on these data; None: the published ones, which are downloaded. choices: what may be pruned. target: milliseconds, or a
-    share of the dense model's latency ("0.6x"); None: the whole front. criterion: how units are ranked. recover_epochs: training of the
-    front at the top rung; dense_steps: how long the dense model was trained, if known, for the recovery curve. siblings: timm names of
-    smaller models of the family to checkpoints of theirs, to compare with.
+    share of the dense model's latency ("0.6x"); None: the whole front. criterion: how units are ranked. dense_steps,
+    or dense_epochs: how long the dense model was trained; None: as the metrics.json of `nasvit train` beside its weights says.
+    recover_epochs: training of the front at the top rung; None: a tenth of the dense training, where its length is known. siblings: timm
+    names of smaller models of the family to checkpoints of theirs, to compare with.
     """
 
     first_rung: ClassVar[int] = 0
     paths: ClassVar[tuple[str, ...]] = ("data", "model", "arch", "checkpoint", "siblings")
     missing: ClassVar[str] = "give the model's name in timm, or a .safetensors file with the arch beside it"
+    instead: ClassVar[Mapping[str, str]] = {"dense_epochs": "dense_steps"}
 
     space: str = "prune"
     sampler: str = "tpe"  # the surrogate was compared on search spaces, not on what is left of a trained model
@@ -293,8 +297,9 @@ class PruneExperiment(Experiment):
     choices: tuple[str, ...] = ("tokens", "heads", "mlp", "depth", "embed")
     target: str | None = None
     criterion: str = "taylor"
-    recover_epochs: float = Field(default=3.0, ge=0, le=1000)
+    recover_epochs: float | None = Field(default=None, ge=0, le=1000)
     dense_steps: int | None = Field(default=None, ge=1)
+    dense_epochs: float | None = Field(default=None, gt=0, le=100_000)
     siblings: dict[str, str] = Field(default_factory=dict)
     eta: int = Field(default=4, ge=2, le=100)
     truth: float = Field(default=0.0, ge=0, le=0)
@@ -322,6 +327,8 @@ class PruneExperiment(Experiment):
         for name in ("baselines", "profile", "scores"):
             if getattr(self, name):
                 raise ValueError(f"{name} is a setting of a search alone; leave it away")
+        if self.dense_steps is not None and self.dense_epochs is not None:
+            raise ValueError("dense_steps and dense_epochs say the same thing twice; leave one of them away")
         if len(self.devices) > 1:
             raise ValueError(f"a pruning has one device, not {', '.join(self.devices)}; choose one of them")
         if "latency_ms" in self.limits and self.target is None:

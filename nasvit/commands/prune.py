@@ -23,7 +23,10 @@ def prune(
     budget: Annotated[int | None, typer.Option(help="Plans to evaluate.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this time even if budget is left.")] = None,
     space: Annotated[str | None, typer.Option(help="What may be pruned: tokens,heads,mlp,depth,embed.")] = None,
-    recover_epochs: Annotated[float | None, typer.Option(help="Training of the front with the dense model as teacher; 0: none.")] = None,
+    recover_epochs: Annotated[float | None, typer.Option(help="Training of the front with the dense model as teacher; 0: none (default: a "
+                                                              "tenth of the dense training, else 3).")] = None,
+    dense_epochs: Annotated[float | None, typer.Option(help="How long the dense model was trained (default: as nasvit train's "
+                                                            "metrics.json says).")] = None,
     sibling: Annotated[list[str] | None, typer.Option(help="NAME=FILE: a smaller model's weights for these data, to compare with.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images the model was trained on (default: its own).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
@@ -51,8 +54,9 @@ def prune(
     wanted: dict[str, Any] = {
         "model": model, "data": data, "arch": None if arch is None else str(arch), "target": max_latency, "device": device,
         "checkpoint": None if checkpoint is None else str(checkpoint), "budget": budget, "minutes": minutes,
-        "recover_epochs": recover_epochs, "siblings": _siblings(sibling or []) or None, "seed": seed, "sampler": sampler, "engine": engine,
-        "workers": workers, "image_size": image_size, "choices": None if space is None else _choices(space)}
+        "recover_epochs": recover_epochs, "dense_epochs": dense_epochs, "siblings": _siblings(sibling or []) or None, "seed": seed,
+        "sampler": sampler, "engine": engine, "workers": workers, "image_size": image_size,
+        "choices": None if space is None else _choices(space)}
     experiment = PruneExperiment.load(file, overrides=wanted)
     if dry_run:
         _show(experiment)
@@ -94,7 +98,8 @@ def _show(experiment: Any) -> None:
     import random
 
     from nasvit.pruning.importance import importance
-    from nasvit.search.prune import RECIPE, begin, calibration, make_space, settled
+    from nasvit.search.prune import begin, calibration, make_space, settled
+    from nasvit.search.prune_recovery import RECIPE, check_rungs, dense_training, rungs_of, steps_per_epoch
 
     experiment = settled(experiment)
     start = begin(experiment, out=None, resume=False)
@@ -104,9 +109,14 @@ def _show(experiment: Any) -> None:
     typer.echo(f"{experiment.model}: {start.accuracy:.2%}, {start.latency['median_ms']:.4g} ms, {start.macs_g:.4g} G MACs, "
                f"{start.params_m:.4g} M parameters; a plan that keeps everything differs by {start.identity:.1e}")
     target = "none: the whole front" if start.target_ms is None else f"{start.target_ms:.4g} ms"
+    per_epoch = steps_per_epoch(experiment, start.data)
+    steps, words = dense_training(experiment, per_epoch=per_epoch)
+    rungs = rungs_of(experiment, per_epoch=per_epoch, dense_steps=steps)
+    check_rungs(experiment, rungs)
     typer.echo(f"target {target}; choices {', '.join(space.choices)} ({space.size():.3g} combinations), token operators "
-               f"{', '.join(space.operators) or 'none'}; recovery {experiment.recover_epochs:g} epochs, recipe {RECIPE | experiment.recipe}"
-               + (", its learning rate tried first" if experiment.recover_epochs and "lr" not in experiment.recipe else ""))
+               f"{', '.join(space.operators) or 'none'}; recovery of {', '.join(map(str, rungs))} steps, recipe "
+               f"{RECIPE | experiment.recipe}" + (", its learning rate tried first" if rungs[-1] and "lr" not in experiment.recipe else ""))
+    typer.echo(words)
     rng = random.Random(experiment.seed)
     from nasvit.report.shorthand import plan_facts
 
@@ -126,6 +136,10 @@ def _tell(facts: dict[str, Any], place: Path) -> None:
     typer.echo(f"test   no test images ({pruned['test_missing']}): the accuracy above is of the images by which the plan was chosen"
                if pruned["test_accuracy"] is None else
                f"test   {pruned['test_accuracy']:.2%} on {pruned['test_images']} images by which nothing was chosen")
+    if len(facts["recovery"]) > 1:
+        shares = [f" ({100 * point['share_of_dense']:.2g}%)" if "share_of_dense" in point else "" for point in facts["recovery"]]
+        points = [f"{point['accuracy']:.2%} after {point['steps']}{share}" for point, share in zip(facts["recovery"], shares, strict=True)]
+        typer.echo(f"steps  {', '.join(points)}; {facts['dense_training']}")
     onnx, timm = facts["written"]["onnx"], facts["written"]["timm"]
     typer.echo(f"no ONNX file: {onnx['why']}" if onnx["file"] is None else f"{onnx['file']} agrees with torch to {onnx['error']:.0e}")
     if timm["file"] is not None:

@@ -378,10 +378,36 @@ def test_an_experiment_file_reaches_every_setting_and_the_command_line_overrides
 
 
 @pytest.mark.usefixtures("quick")
+def test_recovery_is_told_in_shares_of_the_dense_training_or_that_its_length_is_not_known(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nasvit.commands.prune import _tell
+
+    (tmp_path / "small" / "metrics.json").write_text(json.dumps({"steps": 200}))
+    asked = small.model_copy(update={"recover_epochs": None, "recipe": {"lr": 1e-3}})
+    facts = prune(asked, out=tmp_path / "run")
+    assert facts["dense_steps"] == 200 and "metrics.json" in facts["dense_training"]
+    assert PruneExperiment.load(tmp_path / "run" / "experiment.yaml").rungs == (0, 2, 6, 20)
+    assert [point["share_of_dense"] for point in facts["recovery"]] == [0.0, 0.01, 0.03, 0.1]
+    _tell(facts, tmp_path / "run")
+    assert "after 6 (3%)" in capsys.readouterr().out
+    (tmp_path / "small" / "metrics.json").unlink()
+    again = prune(asked.model_copy(update={"budget": 2, "dense_steps": 200}), out=tmp_path / "run", resume=True)
+    assert again["dense_training"] == facts["dense_training"]
+    page = next(file for file in render(tmp_path / "run") if file.suffix == ".html").read_text()
+    assert "the dense training had 200 steps" in page and "3.0 %" in page
+    unknown = prune(asked.model_copy(update={"recover_epochs": 0.1}), out=tmp_path / "unknown")
+    assert "not known" in unknown["dense_training"] and "dense_steps" not in unknown
+    assert all("share_of_dense" not in point for point in unknown["recovery"])
+    assert "is not known" in next(file for file in render(tmp_path / "unknown") if file.suffix == ".html").read_text()
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_dry_run_checks_what_a_run_checks_and_says_how_images_are_normalised(
         small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prune", small.model, "--arch", str(small.arch), "--data", "digits", "--image-size", "16", "--dry-run"]
-    assert main([*words]) == 0 and "mean and std of these data" in capsys.readouterr().out
+    assert main([*words, "--dense-epochs", "100"]) == 0
+    out = capsys.readouterr().out
+    assert "mean and std of these data" in out and "100 epochs of" in out
     for more, said in ((["--sampler", "nope"], "nope"), (["--max-latency", "8ms@pi"], "'pi'"), (["--engine", "nope"], "nope")):
         assert main([*words, *more]) == 2
         assert said in capsys.readouterr().err

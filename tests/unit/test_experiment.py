@@ -103,7 +103,7 @@ def test_the_file_of_another_command_is_sent_there(tmp_path: Path) -> None:
     ("criterium: taylor", "did you mean 'criterion'"), ("space: hybrid_tiny", "choices"),
     ("limits: {latency_ms: 8ms}", "write target: 8ms"), ("baselines: [random]", "baselines is a setting of a search"),
     ("devices: {a: cpu, b: cpu/onnxruntime}", "one device"),
-    ("recover_epochs: -1", "line 2: recover_epochs")])
+    ("dense_steps: 5\ndense_epochs: 1", "say the same thing twice"), ("recover_epochs: -1", "line 2: recover_epochs")])
 def test_what_is_no_setting_of_a_pruning_is_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(f"model: deit_tiny_patch16_224\n{text}\n")
     with pytest.raises(ConfigError) as caught:
@@ -131,3 +131,10 @@ def test_the_example_of_the_docs_is_an_experiment(tmp_path: Path) -> None:
     (tmp_path / "prune.yaml").write_text(textwrap.dedent(example))
     found = PruneExperiment.load(tmp_path / "prune.yaml")
     assert (found.target, found.limits["peak_memory_mb"], found.recipe["lr"]) == ("0.6x", 512.0, 2e-4)
+
+
+def test_an_option_in_epochs_replaces_the_files_steps(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("model: deit_tiny_patch16_224\ndense_steps: 500\n")
+    found = PruneExperiment.load(tmp_path / "p.yaml", overrides={"dense_epochs": 3.0})
+    assert (found.dense_steps, found.dense_epochs) == (None, 3.0)
+    assert PruneExperiment.load(tmp_path / "p.yaml", overrides={"dense_epochs": None}).dense_steps == 500
