@@ -5,16 +5,24 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nasvit.errors import ConfigError
 
+if TYPE_CHECKING:  # pydantic stands behind it
+    from nasvit.experiment import PruneExperiment
+
+PREPARING = ("loading data and model, calibrating the device, measuring the dense model; then importance, probes of the choices where there"
+             " is a target, and trying the learning rate of recovery")
+
 
 def prune(
-    model: Annotated[str | None, typer.Argument(help="A model's name in timm or the zoo, a .safetensors file with --arch, or an "
-                                                     "experiment file, which options override.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(help="A model's name in timm or the zoo, a .safetensors file with --arch, a run "
+                                                     "whose pick was trained, or an experiment file, which options override.",
+                                                show_default=False)] = None,
+    pick: Annotated[str | None, typer.Option(help="Of a run: knee (default), best, max-latency:8ms, trial:12, an arch id.")] = None,
     data: Annotated[str | None, typer.Option(help="The data the model was trained on: a folder of images, an .npz, digits.")] = None,
     arch: Annotated[Path | None, typer.Option(help="The arch.json beside a .safetensors file.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of timm:NAME for these data (default: the published ones).")] = None,
@@ -50,7 +58,7 @@ def prune(
     elif resume and model is None:
         raise ConfigError(f"there is no run in {out} to resume; give the model, and leave --resume away, to begin one")
     if model is None and file is None:
-        raise ConfigError("give the model to prune: its name in timm, a .safetensors file with --arch, or an experiment file")
+        raise ConfigError("give the model to prune: its name in timm, a .safetensors file with --arch, a run, or an experiment file")
     wanted: dict[str, Any] = {
         "model": model, "data": data, "arch": None if arch is None else str(arch), "target": max_latency, "device": device,
         "checkpoint": None if checkpoint is None else str(checkpoint), "budget": budget, "minutes": minutes,
@@ -58,6 +66,12 @@ def prune(
         "sampler": sampler, "engine": engine, "workers": workers, "image_size": image_size,
         "choices": None if space is None else _choices(space)}
     experiment = PruneExperiment.load(file, overrides=wanted)
+    if Path(experiment.model).is_dir():
+        if not resume and (experiment.arch or experiment.checkpoint):
+            raise ConfigError(f"--arch and --checkpoint go with a file and a name; {experiment.model} is a folder and brings its own")
+        experiment = _of_run(experiment, pick or "knee")
+    elif pick is not None:
+        raise ConfigError(f"--pick chooses from a run directory, and {experiment.model} is none")
     if dry_run:
         _show(experiment)
         return
@@ -65,16 +79,43 @@ def prune(
     from nasvit.commands.terminal import fresh, out_console, render
     from nasvit.search.prune import prune as run
 
-    name = Path(experiment.model.removeprefix("timm:")).stem
+    file_ = Path(experiment.model.removeprefix("timm:"))
+    name = file_.parent.name if file_.name == "model.safetensors" else file_.stem
     place = out or fresh(f"{time.strftime('%Y-%m-%d')}-prune-{name}")
     title = f"nasvit prune: {experiment.model} on {experiment.data}, device {experiment.device}, into {place}"
-    with Display(title=title, console=out_console) as display:
+    with Display(title=title, console=out_console, preparing=PREPARING) as display:
         facts = run(experiment, out=place, resume=resume, progress=display)
     if facts["stopped_because"] == "interrupted":
         typer.echo(f"Interrupted. Go on with: nasvit prune --resume --out {shlex.quote(str(place))}", err=True)
         raise typer.Exit(1)
     render(place)
     _tell(facts, place)
+
+
+def _of_run(experiment: PruneExperiment, what: str) -> PruneExperiment:
+    """With the two files of the pick's full training, and the data, seed and device of its run where the experiment names none."""
+    from nasvit.finals.trained import ARCH, METRICS, WEIGHTS, read_metrics
+    from nasvit.report import load
+    from nasvit.report.picks import pick
+
+    path = Path(experiment.model)
+    if (path / METRICS).exists():
+        weights, model = path / WEIGHTS, read_metrics(path).get("model")
+        words = f"{model} --checkpoint {weights}" if model else f"{weights} --arch {path / ARCH}"
+        raise ConfigError(f"{path} is one full training and no run; prune its network by: nasvit prune {words}")
+    if (path / "prune.json").exists():
+        raise ConfigError(f"{path} is a pruning, and what it pruned has no picks; prune its dense model again by: "
+                          f"nasvit prune {path / 'dense' / WEIGHTS} --arch {path / 'dense' / ARCH}")
+    run = load(path)
+    found = pick(run, what)
+    if len(found) != 1:
+        raise ConfigError(f"--pick {what} means {len(found)} networks of {path}, and one is pruned: {', '.join(r.arch_id for r in found)}")
+    folder = path / "train" / found[0].arch_id
+    if not all((folder / name).exists() for name in (METRICS, WEIGHTS, ARCH)):
+        raise ConfigError(f"{found[0].arch_id}, the pick {what} of {path}, is not trained in full yet; first: nasvit train {path} --pick "
+                          f"{found[0].arch_id}")
+    own = {key: run.experiment[key] for key in {"data", "seed", "device"} & run.experiment.keys() - experiment.model_fields_set}
+    return experiment.model_copy(update={**own, "model": str(folder / WEIGHTS), "arch": str(folder / ARCH), "checkpoint": None})
 
 
 def _choices(text: str) -> tuple[str, ...]:

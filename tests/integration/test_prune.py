@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import nn
 
@@ -31,6 +32,7 @@ from nasvit.models.build import build
 from nasvit.named import make_named
 from nasvit.pruning import opening, prepare
 from nasvit.pruning.files import load, save
+from nasvit.report import load as load_run
 from nasvit.report import render
 from nasvit.results.record import read
 from nasvit.runtimes.onnxruntime import OnnxRuntime
@@ -41,6 +43,7 @@ from nasvit.search.prune_choice import shape
 from nasvit.space import SearchSpace
 from nasvit.training import evaluate
 from tests.pruning_models import timm, wake
+from tests.unit.report.make_run import write_run
 
 NAME = "deit_tiny_patch16_224"
 
@@ -399,6 +402,37 @@ def test_recovery_is_told_in_shares_of_the_dense_training_or_that_its_length_is_
     assert "not known" in unknown["dense_training"] and "dense_steps" not in unknown
     assert all("share_of_dense" not in point for point in unknown["recovery"])
     assert "is not known" in next(file for file in render(tmp_path / "unknown") if file.suffix == ".html").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pick_of_a_run_is_pruned_from_its_full_training_with_the_runs_data_and_seed(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = write_run(tmp_path / "searched", trials=20, baselines=False), tmp_path / "run"
+    told = yaml.safe_load((run / "experiment.yaml").read_text()) | {"data": "digits", "seed": 3, "device": "cpu"}
+    (run / "experiment.yaml").write_text(yaml.safe_dump(told))
+    best = load_run(run).best()
+    assert main(["prune", str(run), "--pick", "best"]) == 2
+    assert f"nasvit train {run} --pick {best.arch_id}" in capsys.readouterr().err
+    _, weights = save(build(best.network(), seed=0), run / "train" / best.arch_id)
+    (weights.parent / "metrics.json").write_text(json.dumps({"steps": 100, "model": None, "data": {"mean": [0.3], "std": [0.3]}}))
+    words = ["--engine", "inline", "--sampler", "random", "--budget", "1", "--recover-epochs", "0", "--out", str(out)]
+    assert main(["prune", str(run), "--pick", "best", *words]) == 0
+    kept = PruneExperiment.load(out / "experiment.yaml")
+    assert (kept.model, kept.data, kept.seed, kept.dense_steps) == (str(weights), "digits", 3, 100)
+    assert json.loads((out / "prune.json").read_text())["mean"] == [0.3]
+    for given, said in (([str(run), "--pick", "all"], "networks of"), ([str(weights.parent)], f"{weights} --arch"),
+                        ([str(out)], str(out / "dense" / "model.safetensors")), ([small.model, "--pick", "best"], "is none"),
+                        ([str(tmp_path / "small")], "not a run directory"), ([str(run), "--arch", "a.json"], "brings its own")):
+        assert main(["prune", *given]) == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pruning_says_what_it_prepares_and_not_what_a_search_does(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--arch", str(small.arch), "--data", "digits", "--engine", "inline", "--sampler", "random", "--budget", "1"]
+    assert main(["prune", small.model, *words, "--recover-epochs", "0", "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    assert "measuring the dense model" in told and "once trying" not in told
 
 
 @pytest.mark.usefixtures("quick")
