@@ -95,7 +95,7 @@ class Experiment(BaseModel):
     first_rung: ClassVar[int] = 1
     paths: ClassVar[tuple[str, ...]] = ("space", "data")
     missing: ClassVar[str] = "give the path of a search space or the name of a shipped one"
-    instead: ClassVar[Mapping[str, str]] = {}
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     space: str
     data: str = "digits"
@@ -251,7 +251,8 @@ class Experiment(BaseModel):
             cls.check_kind(given, path=Path(path))
             given |= {key: _near(given[key], Path(path).parent) for key in cls.paths if key in given}
         flags = {k: v for k, v in (overrides or {}).items() if v is not None}
-        merged = {**{k: v for k, v in given.items() if k not in {cls.instead.get(flag) for flag in flags}}, **flags}
+        replaced = {key for flag in flags for key in cls.instead.get(flag, ())}
+        merged = {**{key: value for key, value in given.items() if key not in replaced}, **flags}
         if isinstance(given.get("limits"), dict) and "limits" in flags:
             merged["limits"] = {**given["limits"], **flags["limits"]}
         try:
@@ -287,7 +288,7 @@ class PruneExperiment(Experiment):
     first_rung: ClassVar[int] = 0
     paths: ClassVar[tuple[str, ...]] = ("data", "model", "arch", "checkpoint", "siblings")
     missing: ClassVar[str] = "give the model's name in timm, or a .safetensors file with the arch beside it"
-    instead: ClassVar[Mapping[str, str]] = {"dense_epochs": "dense_steps"}
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"dense_epochs": ("dense_steps", "rungs"), "recover_epochs": ("rungs",)}
 
     space: str = "prune"
     sampler: str = "tpe"  # the surrogate was compared on search spaces, not on what is left of a trained model

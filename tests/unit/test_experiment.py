@@ -133,8 +133,12 @@ def test_the_example_of_the_docs_is_an_experiment(tmp_path: Path) -> None:
     assert (found.target, found.limits["peak_memory_mb"], found.recipe["lr"]) == ("0.6x", 512.0, 2e-4)
 
 
-def test_an_option_in_epochs_replaces_the_files_steps(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text("model: deit_tiny_patch16_224\ndense_steps: 500\n")
-    found = PruneExperiment.load(tmp_path / "p.yaml", overrides={"dense_epochs": 3.0})
-    assert (found.dense_steps, found.dense_epochs) == (None, 3.0)
-    assert PruneExperiment.load(tmp_path / "p.yaml", overrides={"dense_epochs": None}).dense_steps == 500
+def test_an_option_in_epochs_replaces_what_the_file_says_in_steps(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("model: deit_tiny_patch16_224\ndense_steps: 500\nrungs: [0, 5, 15, 50]\n")
+
+    def found(**options: float | None) -> tuple[object, ...]:
+        read = PruneExperiment.load(tmp_path / "p.yaml", overrides=options)
+        return read.dense_steps, read.dense_epochs, read.rungs
+
+    assert found(dense_epochs=3.0) == (None, 3.0, None) and found(recover_epochs=1.0) == (500, None, None)
+    assert found(dense_epochs=None) == (500, None, (0, 5, 15, 50))
