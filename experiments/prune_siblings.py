@@ -2,7 +2,8 @@
 
     python experiments/prune_siblings.py
 
-Prints each case, the verdict's words, and how many are right. "unknown" is right where a sibling as fast has no known accuracy.
+Prints each case, the verdict's words, and how many are right. "unknown" is right where a sibling as fast has no known accuracy, and
+where there is none to compare with.
 """
 
 from __future__ import annotations

@@ -93,6 +93,9 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     first_rung: ClassVar[int] = 1
+    paths: ClassVar[tuple[str, ...]] = ("space", "data")
+    missing: ClassVar[str] = "give the path of a search space or the name of a shipped one"
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     space: str
     data: str = "digits"
@@ -232,10 +235,11 @@ class Experiment(BaseModel):
 
     @classmethod
     def load(cls, path: Path | None = None, *, overrides: Mapping[str, Any] | None = None) -> Self:
-        """From a YAML file, overridden key by key from the command line (None stands for "not given"; limits are merged).
+        """From a YAML file, overridden key by key from the command line (None stands for "not given"; limits are merged; what an
+        option says in other words is replaced, see `instead`).
 
-        A space or data path that does not exist from here is taken relative to the file. Raises one ConfigError that
-        lists every fault with file, line, key and what is accepted.
+        A path (`paths`) that does not exist from here is taken relative to the file. Raises one ConfigError that lists every fault with
+        file, line, key and what is accepted, and one for the file of another command.
         """
         given: dict[str, Any] = {}
         lines: Mapping[tuple[Any, ...], int] = {}
@@ -244,21 +248,26 @@ class Experiment(BaseModel):
             if not isinstance(data, dict):
                 raise ConfigError(f"{path}: an experiment must be a mapping with keys such as space, data, budget")
             given = dict(data)
-            for key in ("space", "data"):
-                near = Path(path).parent / str(given.get(key, ""))
-                if isinstance(given.get(key), str) and not os.path.exists(given[key]) and os.path.exists(near):  # a name too long is absent
-                    given[key] = str(near)
+            cls.check_kind(given, path=Path(path))
+            given |= {key: _near(given[key], Path(path).parent) for key in cls.paths if key in given}
         flags = {k: v for k, v in (overrides or {}).items() if v is not None}
-        merged = {**given, **flags}
+        replaced = {key for flag in flags for key in cls.instead.get(flag, ())}
+        merged = {**{key: value for key, value in given.items() if key not in replaced}, **flags}
         if isinstance(given.get("limits"), dict) and "limits" in flags:
             merged["limits"] = {**given["limits"], **flags["limits"]}
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            faults = [_fault(e, path=path, lines=lines, flags=flags) for e in error.errors()]
+            faults = [_fault(e, cls, path=path, lines=lines, flags=flags) for e in error.errors()]
             raise ConfigError("\n".join(faults)) from None
         except UnicodeEncodeError as error:  # a command line's bytes that are no text
             raise ConfigError(f"{error.object[:60]!r} is not text; write it in UTF-8") from None
+
+    @classmethod
+    def check_kind(cls, given: Mapping[str, Any], *, path: Path) -> None:
+        """Raises ConfigError for a file of another command."""
+        if "model" in given:
+            raise ConfigError(f"{path} is the experiment of a pruning (it has a model); give it to nasvit prune")
 
     def to_yaml(self) -> str:
         """The resolved experiment; `Experiment.load` gives back an equal one."""
@@ -270,12 +279,16 @@ class PruneExperiment(Experiment):
 
     model: timm:NAME (the zoo's names included), or a .safetensors file of a network whose Arch or Plan is `arch`. checkpoint: weights of
     timm:NAME trained on these data; None: the published ones, which are downloaded. choices: what may be pruned. target: milliseconds, or a
-    share of the dense model's latency ("0.6x"); None: the whole front. criterion: how units are ranked. recover_epochs: training of the
-    front at the top rung; dense_steps: how long the dense model was trained, if known, for the recovery curve. siblings: timm names of
-    smaller models of the family to checkpoints of theirs, to compare with.
+    share of the dense model's latency ("0.6x"); None: the whole front. criterion: how units are ranked. dense_steps,
+    or dense_epochs: how long the dense model was trained; None: as the metrics.json of `nasvit train` beside its weights says.
+    recover_epochs: training of the front at the top rung; None: a tenth of the dense training, where its length is known. siblings: timm
+    names of smaller models of the family to checkpoints of theirs, to compare with.
     """
 
     first_rung: ClassVar[int] = 0
+    paths: ClassVar[tuple[str, ...]] = ("data", "model", "arch", "checkpoint", "siblings")
+    missing: ClassVar[str] = "give the model's name in timm, or a .safetensors file with the arch beside it"
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"dense_epochs": ("dense_steps", "rungs"), "recover_epochs": ("rungs",)}
 
     space: str = "prune"
     sampler: str = "tpe"  # the surrogate was compared on search spaces, not on what is left of a trained model
@@ -285,14 +298,55 @@ class PruneExperiment(Experiment):
     choices: tuple[str, ...] = ("tokens", "heads", "mlp", "depth", "embed")
     target: str | None = None
     criterion: str = "taylor"
-    recover_epochs: float = Field(default=3.0, ge=0, le=1000)
+    recover_epochs: float | None = Field(default=None, ge=0, le=1000)
     dense_steps: int | None = Field(default=None, ge=1)
+    dense_epochs: float | None = Field(default=None, gt=0, le=100_000)
     siblings: dict[str, str] = Field(default_factory=dict)
     eta: int = Field(default=4, ge=2, le=100)
     truth: float = Field(default=0.0, ge=0, le=0)
 
+    @classmethod
+    def check_kind(cls, given: Mapping[str, Any], *, path: Path) -> None:
+        if "model" not in given and given.get("space", "prune") != "prune":
+            raise ConfigError(f"{path} is the experiment of a search (it has a space and no model); give it to nasvit search")
 
-def _fault(error: Any, *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:
+    @field_validator("space")
+    @classmethod
+    def _no_space(cls, space: str) -> str:
+        if space != "prune":
+            raise ValueError("is no setting of a pruning; what may be pruned is said by choices, such as [tokens, mlp]")
+        return space
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target(cls, target: Any) -> Any:
+        return f"{target:g}ms" if isinstance(target, int | float) and not isinstance(target, bool) else target
+
+    @model_validator(mode="after")
+    def _of_a_pruning(self) -> PruneExperiment:
+        """No setting that only a search looks at; and what strengths are solved for is the limit on latency."""
+        for name in ("baselines", "profile", "scores"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is a setting of a search alone; leave it away")
+        if self.dense_steps is not None and self.dense_epochs is not None:
+            raise ValueError("dense_steps and dense_epochs say the same thing twice; leave one of them away")
+        if len(self.devices) > 1:
+            raise ValueError(f"a pruning has one device, not {', '.join(self.devices)}; choose one of them")
+        if "latency_ms" in self.limits and self.target is None:
+            raise ValueError("the limit on latency of a pruning is its target; write target: 8ms (or 0.6x), not limits: {latency_ms: ..}")
+        return self
+
+
+def _near(value: Any, folder: Path) -> Any:
+    """A path, or each of several by name, that does not exist from here but does from the folder: from there."""
+    if isinstance(value, Mapping):
+        return {name: _near(one, folder) for name, one in value.items()}
+    if isinstance(value, str) and not os.path.exists(value) and os.path.exists(folder / value):  # a name too long is absent
+        return str(folder / value)
+    return value
+
+
+def _fault(error: Any, kind: type[Experiment], *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:
     loc = tuple(error["loc"])
     key = str(loc[0]) if loc else ""
     if path is None or key in flags:
@@ -301,9 +355,9 @@ def _fault(error: Any, *, path: Path | None, lines: Mapping[tuple[Any, ...], int
         line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
         where = f"{path}, line {line}" if line is not None else str(path)
     if error["type"] == "extra_forbidden":
-        return f"{where}: " + unknown("key", key, sorted(Experiment.model_fields))
+        return f"{where}: " + unknown("key", key, sorted(kind.model_fields))
     if error["type"] == "missing":
-        return f"{where}: {key} is missing; give the path of a search space or the name of a shipped one"
+        return f"{where}: {key} is missing; {kind.missing}"
     text = str(error["msg"]).removeprefix("Value error, ")
     if not loc:  # several settings that do not go together: the text names them, and what was given is all of them
         return f"{where}: {text}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ def check_names(names: Iterable[str]) -> None:
     timm = _timm()
     for name in names:
         if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:20]
-            raise ConfigError(unknown("model of timm", name, near or timm.list_models()[:20]))
+            known = timm.list_models()
+            raise ConfigError(unknown("model of timm", name, get_close_matches(name, known, n=20) or known[:20]))
 
 
 def is_named(name: str) -> bool:

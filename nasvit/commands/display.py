@@ -26,18 +26,18 @@ Point = tuple[float, float]
 
 
 class Display:
-    """Call it with every Snapshot; a context manager. `console` says whether this is a terminal."""
+    """Call it with every Snapshot; a context manager. console says whether this is a terminal, preparing what comes before the first."""
 
-    def __init__(self, *, title: str, console: Console) -> None:
-        self.title, self.console = title, console
-        waiting = Panel(PREPARING, title=Text(title), title_align="left", border_style="dim")
+    def __init__(self, *, title: str, console: Console, preparing: str = PREPARING) -> None:
+        self.title, self.console, self.preparing = title, console, preparing
+        waiting = Panel(preparing, title=Text(title), title_align="left", border_style="dim")
         self._live = Live(waiting, console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
         self._printed = -math.inf
         self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._live is None:
-            self.console.print(f"{self.title}\n{PREPARING}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(f"{self.title}\n{self.preparing}", markup=False, highlight=False, soft_wrap=True)
         else:
             self._live.start()
         return self

@@ -20,6 +20,20 @@ from nasvit.pruning.files import load
 from nasvit.torchvision_ops import ensure
 
 
+def full_name(name: str, *, arch: str | None) -> str:
+    """`timm:NAME` for a bare name that timm or the zoo has; a file, and what says timm: already, as they are.
+
+    Raises ConfigError for a name that neither has.
+    """
+    if arch is not None or name.startswith("timm:") or "/" in name or name.endswith(".safetensors") or Path(name).is_file():
+        return name
+    try:
+        check_names([name])
+    except ConfigError as error:
+        raise ConfigError(f"{error}; of weights of another name give the .safetensors file, with --arch") from None
+    return f"timm:{name}"
+
+
 def open_model(name: str, *, arch: str | None, checkpoint: str | None, num_classes: int, in_channels: int,
                image_size: tuple[int, int] | None) -> nn.Module:
     """The trained model: `timm:NAME` with a checkpoint or its published weights, or a .safetensors file with the `arch` that describes it.
@@ -80,9 +94,7 @@ def as_trained(data: DataSet, *, name: str, checkpoint: str | None) -> tuple[Dat
         if "mean" not in found or "std" not in found:
             raise ConfigError(f"timm does not say how the images of {name} were normalised; give weights of yours with --checkpoint FILE")
     else:
-        weights = Path(checkpoint or name).resolve()
-        run = [weights.parent.parent / "prune.json"] if weights.parent.name in ("dense", "pruned") else []
-        for path in (weights.parent / "metrics.json", *run):
+        for path in _records(Path(checkpoint or name)):
             found, words = _recorded(path), f"as {path} says of the model's training"
             if found:
                 break
@@ -95,16 +107,38 @@ def as_trained(data: DataSet, *, name: str, checkpoint: str | None) -> tuple[Dat
     return replace(data, mean=tuple(map(float, mean)), std=tuple(map(float, std))), words
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    """Mean and std of a metrics.json or prune.json; empty where there is no such file, or one of another program."""
+def trained_steps(*, name: str, checkpoint: str | None) -> tuple[int | None, str]:
+    """How many steps the model was trained, as the file beside its weights says, and in words which; None where there is none."""
+    if not name.startswith("timm:") or checkpoint is not None:
+        for path in _records(Path(checkpoint or name)):
+            steps = _read(path).get("steps" if path.name == "metrics.json" else "dense_steps")
+            if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
+                return steps, f"the dense training had {steps} steps, as {path} says"
+    return None, "how long the dense model was trained is not known, because nothing beside its weights says so: give --dense-epochs"
+
+
+def _records(weights: Path) -> list[Path]:
+    """The files beside a model's weights that may say of its training: of `nasvit train`, and of the run whose dense/ or pruned/ it is."""
+    folder = weights.resolve().parent
+    return [folder / "metrics.json", *([folder.parent / "prune.json"] if folder.name in ("dense", "pruned") else [])]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a metrics.json or prune.json holds; empty where there is no such file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} should say how the model's images were normalised and cannot be read ({error}); restore or remove it") \
-            from None
-    told = found.get("data", found) if isinstance(found, dict) else {}
+        raise ConfigError(f"{path} should say how the model was trained and its images normalised, and cannot be read ({error}); restore "
+                          "or remove it") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Mean and std of a metrics.json or prune.json; empty where there is no such file, or one of another program."""
+    found = _read(path)
+    told = found.get("data", found)
     whole = isinstance(told, dict) and all(isinstance(told.get(key), list) for key in ("mean", "std"))
     return {key: told[key] for key in ("mean", "std")} if whole else {}
 

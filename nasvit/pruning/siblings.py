@@ -50,9 +50,12 @@ def verdict(pruned: Measured, siblings: Iterable[Measured], *, unmeasured: Seque
     """Whether a sibling is at least as accurate and at least as fast, better in one of both.
 
     Latencies whose intervals overlap count as equal. unmeasured: names of siblings whose latency could not be had. dominated None: no
-    sibling is known to dominate, and of one that may, accuracy or latency is not known.
+    sibling is known to dominate, and of one that may, accuracy or latency is not known; or there was none to compare with.
     """
-    blind = []
+    siblings, blind = tuple(siblings), []
+    if not siblings and not unmeasured:
+        return Verdict(dominated=None, by=None, text="no sibling was compared: timm has no smaller model of this one's family by name, and "
+                                                     "none was given with --sibling")
     for sibling in siblings:
         faster = sibling.ci_high_ms < pruned.ci_low_ms
         if not faster and sibling.ci_low_ms > pruned.ci_high_ms:

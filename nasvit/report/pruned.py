@@ -21,11 +21,12 @@ def pruned_section(run: Run) -> dict[str, Any] | None:
         rows, curve, words = [dense], [], ""
         if "pruned" in facts:
             rows += [{"what": "pruned", **_figures(facts["pruned"])}, *map(_sibling, facts["siblings"])]
-            curve = [{"steps": point["steps"], "share": percent(point["share_of_dense"]), "accuracy": percent(point["accuracy"], digits=2)}
-                     for point in facts["recovery"]]
+            curve = [{"steps": point["steps"], "share": percent(point.get("share_of_dense")),
+                      "accuracy": percent(point["accuracy"], digits=2)} for point in facts["recovery"]]
             words = _words(facts)
-        return {"rows": rows, "curve": curve, "words": words, "verdict": facts.get("verdict", {}).get("text", ""),
-                "dominated": facts.get("verdict", {}).get("dominated"), "identity": f"{facts['identity']:.1e}"}
+        return {"rows": rows, "curve": curve, "words": words, "training": facts.get("dense_training", ""),
+                "verdict": facts.get("verdict", {}).get("text", ""), "dominated": facts.get("verdict", {}).get("dominated"),
+                "identity": f"{facts['identity']:.1e}"}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
 

@@ -29,18 +29,20 @@ from nasvit.experiment import PruneExperiment, named_device, parse_limit
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.pruning import files
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
-from nasvit.pruning.importance import importance
-from nasvit.pruning.opening import as_trained, image_size_of, open_model
+from nasvit.pruning.importance import CRITERIA, importance
+from nasvit.pruning.opening import as_trained, full_name, image_size_of, open_model
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.siblings import measured
-from nasvit.pruning.space import GRANULES, STRENGTHS, PruneSpace
+from nasvit.pruning.space import GRANULES, STRENGTHS, PruneSpace, parse_choices
 from nasvit.pruning.speed import Speed
+from nasvit.registry import unknown
 from nasvit.results.record import TrialRecord, read
 from nasvit.search import directory
 from nasvit.search.evaluate import Settings
 from nasvit.search.progress import Progress
 from nasvit.search.prune_choice import choose, compromise, kin, nearer, within
 from nasvit.search.prune_rate import recovery_rate, steps_of_a_try
+from nasvit.search.prune_recovery import RECIPE, check_rungs, curve, dense_training, rungs_of, steps_per_epoch
 from nasvit.search.prune_result import relative_difference, write_result
 from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, judged_by, plan_of, prune_evaluate
@@ -59,10 +61,6 @@ AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
 LAST = 0.1
 """The last trials (this share of the budget) come back to the best plan where it leaves time unused, the very last to one next to it."""
-RECOVERY = (0.1, 0.3, 1.0)
-"""Shares of the recovery's steps at the rungs behind the first, which trains nothing."""
-RECIPE = {"warmup": 0.1, "distill_weight": 0.5}
-"""What recovery changes of the usual recipe, beside the learning rate (`prune_rate.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +89,7 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
     out = Path(out).absolute()
     with directory.claimed(out):
         directory.check_new_or_resumed(out, resume=resume)
+        experiment = settled(experiment)
         start = begin(experiment, out=out, resume=resume)
         bound = _bind(experiment, start, out=out, resume=resume)
         records = read(out / directory.RECORDS, mend=True)
@@ -107,9 +106,18 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
         return _finish(bound, start, out=out)
 
 
+def settled(experiment: PruneExperiment) -> PruneExperiment:
+    """With what is left open in a user's words. Raises ConfigError for a model that is neither a name nor a file, and for an unknown
+    choice or criterion."""
+    if experiment.criterion not in CRITERIA:
+        raise ConfigError(unknown("criterion", experiment.criterion, list(CRITERIA)))
+    return experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch),
+                                         "choices": parse_choices(",".join(experiment.choices))})
+
+
 def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:
-    """Check the experiment, open model, named siblings, data and device, prove that a plan that keeps everything is the dense model, and
-    measure it. Nothing is written.
+    """Check a settled experiment, open model, named siblings, data and device, prove that a plan that keeps everything is the dense
+    model, and measure it. Nothing is written.
 
     Without `out` there is no run to go on with (a dry run)."""
     check(experiment)
@@ -197,14 +205,17 @@ def weights_id(dense: Dense) -> str:
 
 def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool) -> Bound:
     dense, data, device = start.dense, start.data, start.device
-    per_epoch = max(1, len(data.train) // Recipe.of({**RECIPE, **experiment.recipe}).batch_size)
-    top = round(experiment.recover_epochs * per_epoch)
-    rungs = (0, *sorted({max(1, round(share * top)) for share in RECOVERY})) if top else (0,)
+    per_epoch = steps_per_epoch(experiment, data)
+    dense_steps, words = dense_training(experiment, per_epoch=per_epoch)
+    rungs = rungs_of(experiment, per_epoch=per_epoch, dense_steps=dense_steps)
+    top = rungs[-1]
+    if not resume:  # a run's own are in its file, and held against these as everything else
+        check_rungs(experiment, rungs)
     limits = dict(experiment.limits) | ({"latency_ms": start.target_ms} if start.target_ms is not None else {})
     places = {name: str(Path(value).resolve()) for name, value in (("data", experiment.data), ("model", experiment.model),
               ("arch", experiment.arch or ""), ("checkpoint", experiment.checkpoint or "")) if value and Path(value).exists()}
     experiment = experiment.model_copy(update={**places, "rungs": rungs, "limits": limits, "recipe": {**RECIPE, **experiment.recipe},
-                                               "image_size": data.image_size})
+                                               "image_size": data.image_size, "dense_steps": dense_steps, "dense_epochs": None})
     images = min(len(data.val), max(LEAST_IMAGES, int(EVALUATION_SECONDS * 1e3 / start.latency["median_ms"])))
     before = directory.read_json(out / "env.json") if resume else {}
     kept = PruneExperiment.load(out / "experiment.yaml") if before else None
@@ -225,7 +236,9 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     scores = _importance(experiment, start, folder=out / DENSE, resume=resume)
     space, speed = make_space(experiment, start, scores)
     env["space"]["size"] = space.size()
-    notes: tuple[str, ...] = (f"images are normalised {start.normalised}",)
+    env["dense_training"] = words if kept is None or kept.dense_steps != dense_steps else before.get("dense_training", words)
+    notes: tuple[str, ...] = (f"images are normalised {start.normalised}",
+                              f"recovery trains {', '.join(map(str, rungs))} steps; {env['dense_training']}")
     if start.target_ms is not None:
         asked, failed = _probed(space, start, scores, path=out / PROBES, resume=bool(before))
         for plan, ms, half_width in asked:
@@ -362,10 +375,13 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
              "pruned": {"trial": chosen.trial, "id": chosen.arch_id, "latency": again, "recorded_ms": chosen.objectives["latency_ms"],
                         "accuracy": accuracy, **tested, "macs_g": chosen.objectives["macs_g"], "params_m": chosen.objectives["params_m"],
                         "of_target": None if start.target_ms is None else again["median_ms"] / start.target_ms},
-             "recovery": _recovery(records, chosen, experiment, settings=bound.settings),
+             "recovery": curve(records, chosen, rungs=bound.settings.rungs, dense_steps=experiment.dense_steps),
+             "dense_training": bound.env["dense_training"],
+             **({} if experiment.dense_steps is None else {"dense_steps": experiment.dense_steps}),
              "siblings": [], "verdict": {"dominated": None, "by": None, "text": "not compared with smaller siblings yet"}}
     directory.write_json(out / "prune.json", facts)  # the result stands whatever becomes of the comparison
-    facts |= compared(measured("pruned", again, accuracy=accuracy), experiment, data=start.loaded, device=start.device)
+    facts |= compared(measured("pruned", again, accuracy=accuracy), experiment, model=start.dense.plan.source.name, data=start.loaded,
+                      device=start.device)
     directory.write_json(out / "prune.json", facts)
     return facts
 
@@ -378,13 +394,3 @@ def _tested(module: nn.Module, experiment: PruneExperiment, start: Start) -> dic
         return {"test_accuracy": None, "test_images": 0, "test_missing": str(error)}
     accuracy = evaluate(module, test, data=start.data, device=start.device.torch_device)[0]
     return {"test_accuracy": accuracy, "test_images": len(test)}
-
-
-def _recovery(records: list[TrialRecord], chosen: TrialRecord, experiment: PruneExperiment, *, settings: Settings) -> list[dict[str, Any]]:
-    """Accuracy of the chosen plan after each rung's steps; share of the dense training where its length is known."""
-    curve = []
-    for record in sorted((r for r in records if r.trial == chosen.trial and r.status == "complete"), key=lambda r: r.rung):
-        steps = settings.rungs[record.rung - 1]
-        share = None if experiment.dense_steps is None else steps / experiment.dense_steps
-        curve.append({"steps": steps, "share_of_dense": share, "accuracy": record.objectives["accuracy"]})
-    return curve

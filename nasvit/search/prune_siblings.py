@@ -23,14 +23,15 @@ def check_named(experiment: PruneExperiment, data: DataSet) -> None:
         _open(name.removeprefix("timm:"), experiment, data)
 
 
-def compared(pruned: Measured, experiment: PruneExperiment, *, data: DataSet, device: Device) -> dict[str, Any]:
+def compared(pruned: Measured, experiment: PruneExperiment, *, model: str, data: DataSet, device: Device) -> dict[str, Any]:
     """`siblings` and `verdict` of prune.json. One that cannot be built or measured here stands there with the reason.
 
-    data: as loaded, because each model's images are normalised as in its own training.
+    model: what the dense model's source calls it, by which its family is known. data: as loaded, because each model's images are
+    normalised as in its own training.
     """
     rows: list[dict[str, Any]] = []
     found: list[Measured] = []
-    for name in _names(experiment):
+    for name in _names(experiment, model=model):
         try:
             found.append(_measured(name, experiment, data=data, device=device))
             rows.append(asdict(found[-1]))
@@ -41,12 +42,12 @@ def compared(pruned: Measured, experiment: PruneExperiment, *, data: DataSet, de
     return {"siblings": rows, "verdict": {"dominated": told.dominated, "by": told.by, "text": told.text}}
 
 
-def _names(experiment: PruneExperiment) -> list[str]:
-    """Those the user named, and smaller models of the family that timm has."""
+def _names(experiment: PruneExperiment, *, model: str) -> list[str]:
+    """Those the user named, and smaller models of the family that timm has. The two files of a dense model say what it was, too."""
     named = [name.removeprefix("timm:") for name in experiment.siblings]
-    if not experiment.model.startswith("timm:"):
+    if not model.startswith("timm:"):
         return named
-    return list(dict.fromkeys([*named, *smaller_names(experiment.model.removeprefix("timm:").split(".")[0], exists=is_named)]))
+    return list(dict.fromkeys([*named, *smaller_names(model.removeprefix("timm:").split(".")[0], exists=is_named)]))
 
 
 def _open(name: str, experiment: PruneExperiment, data: DataSet) -> tuple[nn.Module, DataSet | None]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import nn
 
@@ -31,6 +32,7 @@ from nasvit.models.build import build
 from nasvit.named import make_named
 from nasvit.pruning import opening, prepare
 from nasvit.pruning.files import load, save
+from nasvit.report import load as load_run
 from nasvit.report import render
 from nasvit.results.record import read
 from nasvit.runtimes.onnxruntime import OnnxRuntime
@@ -41,6 +43,7 @@ from nasvit.search.prune_choice import shape
 from nasvit.space import SearchSpace
 from nasvit.training import evaluate
 from tests.pruning_models import timm, wake
+from tests.unit.report.make_run import write_run
 
 NAME = "deit_tiny_patch16_224"
 
@@ -67,7 +70,7 @@ def test_a_pruned_model_is_on_disk_reported_and_its_run_goes_on_where_it_stopped
     records = read(out / "records.jsonl")
     assert len(records) >= 4 and facts["target_ms"] is None
     assert facts["pruned"]["macs_g"] < facts["dense"]["macs_g"] and len(facts["recovery"]) > 1
-    assert facts["siblings"] == [] and facts["verdict"]["dominated"] is False  # deit_tiny is the smallest of its family
+    assert facts["siblings"] == [] and facts["verdict"]["dominated"] is None  # deit_tiny is the smallest of its family
     module = load(out / "pruned" / "arch.json", out / "pruned" / "model.safetensors")
     assert module(torch.randn(2, 1, 32, 32)).shape == (2, 10)
     onnx = facts["written"]["onnx"]
@@ -305,6 +308,28 @@ def test_a_named_sibling_that_cannot_be_opened_ends_the_run_before_it_begins(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_file_knows_its_family_by_the_name_of_its_source_and_without_one_nobody_was_compared(
+        small: PruneExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from nasvit.commands.prune import _tell
+
+    facts = prune(small, out=tmp_path / "run")
+    assert facts["siblings"] == [] and facts["verdict"]["dominated"] is None
+    _tell(facts, tmp_path / "run")
+    for text in (capsys.readouterr().out, *(file.read_text() for file in render(tmp_path / "run") if file.suffix in (".html", ".md"))):
+        assert "o sibling was compared" in text and "dominated by a smaller" not in text
+    asked: list[str] = []
+
+    def fails(name: str, *_: object, **__: object) -> object:
+        asked.append(name)
+        raise MeasurementError("not wanted")
+
+    monkeypatch.setattr(prune_siblings, "_measured", fails)
+    arch, weights = save(prepare(tiny(), name="timm:deit_small_patch16_224.fb_in1k").module, tmp_path / "named")
+    prune(small.model_copy(update={"model": str(weights), "arch": str(arch)}), out=tmp_path / "again")
+    assert asked == [NAME]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_sibling_that_cannot_be_measured_is_on_record_and_the_result_stands(
         small: PruneExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
@@ -313,7 +338,7 @@ def test_a_sibling_that_cannot_be_measured_is_on_record_and_the_result_stands(
         assert "pruned" in json.loads((out / "prune.json").read_text())  # whatever comes now
         raise MeasurementError(f"{name} is too slow to time")
 
-    monkeypatch.setattr(prune_siblings, "_names", lambda experiment: ["vit_small", "vit_tiny"])
+    monkeypatch.setattr(prune_siblings, "_names", lambda experiment, model: ["vit_small", "vit_tiny"])
     monkeypatch.setattr(prune_siblings, "_measured", fails)
     facts = prune(small, out=out)
     assert [row["name"] for row in facts["siblings"]] == ["vit_small", "vit_tiny"] and facts["siblings"][0]["latency_ms"] is None
@@ -323,10 +348,100 @@ def test_a_sibling_that_cannot_be_measured_is_on_record_and_the_result_stands(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_model_is_given_by_its_bare_name(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", str(weights), "--data", "digits", "--image-size", "32", "--recover-epochs", "0", "--engine", "inline",
+             "--sampler", "random", "--budget", "1"]
+    assert main(["prune", NAME, *words, "--dry-run"]) == 0 and f"timm:{NAME}: " in capsys.readouterr().out
+    assert main(["prune", NAME, *words, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "prune.json").read_text())["model"] == f"timm:{NAME}"
+    assert main(["prune", "deit_tinny_patch16_224", *words]) == 2 and f"did you mean '{NAME}'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_experiment_file_reaches_every_setting_and_the_command_line_overrides_it(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "prune.yaml", tmp_path / "run"
+    file.write_text(f"model: {small.model}\narch: {small.arch}\ndata: digits\nimage_size: 16\nengine: inline\nsampler: random\n"
+                    "criterion: magnitude\nrecover_epochs: 0\nbudget: 9\nchoices: [mlp]\nlimits: {peak_memory_mb: 10GB}\n"
+                    "objectives: [accuracy, macs_g]\nrecipe: {batch_size: 32}\n")
+    assert main(["prune", str(file), "--budget", "1", "--out", str(out)]) == 0
+    kept = PruneExperiment.load(out / "experiment.yaml")
+    assert (kept.criterion, kept.budget, kept.choices, kept.recipe["batch_size"]) == ("magnitude", 1, ("mlp",), 32)
+    assert (kept.limits, kept.objectives) == ({"peak_memory_mb": 10_000.0}, ("accuracy", "macs_g"))
+    assert read(out / "records.jsonl")[0].objectives["peak_memory_mb"] > 0
+    assert main(["prune", str(file), "--budget", "2", "--resume", "--out", str(out)]) == 0
+    assert main(["prune", "--budget", "3", "--resume", "--out", str(out)]) == 0 and len(read(out / "records.jsonl")) == 3
+    assert main(["search", "--resume", "--out", str(out)]) == 2 and "nasvit prune" in capsys.readouterr().err
+    for line, said in (("criterion: tailor", "did you mean 'taylor'"), ("choices: [mpl]", "did you mean 'mlp'")):
+        file.write_text(f"model: {small.model}\narch: {small.arch}\n{line}\n")
+        assert main(["prune", str(file), "--data", "digits", "--dry-run"]) == 2 and said in capsys.readouterr().err
+    for words, said in ((["--resume", "--out", str(tmp_path / "nowhere")], "there is no run in"),
+                        (["--data", "digits"], "give the model to prune"), (["absent.yaml"], "absent.yaml: cannot be read")):
+        assert main(["prune", *words]) == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_recovery_is_told_in_shares_of_the_dense_training_or_that_its_length_is_not_known(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nasvit.commands.prune import _tell
+
+    (tmp_path / "small" / "metrics.json").write_text(json.dumps({"steps": 200}))
+    asked = small.model_copy(update={"recover_epochs": None, "recipe": {"lr": 1e-3}})
+    facts = prune(asked, out=tmp_path / "run")
+    assert facts["dense_steps"] == 200 and "metrics.json" in facts["dense_training"]
+    assert PruneExperiment.load(tmp_path / "run" / "experiment.yaml").rungs == (0, 2, 6, 20)
+    assert [point["share_of_dense"] for point in facts["recovery"]] == [0.0, 0.01, 0.03, 0.1]
+    _tell(facts, tmp_path / "run")
+    assert "after 6 (3%)" in capsys.readouterr().out
+    (tmp_path / "small" / "metrics.json").unlink()
+    again = prune(asked.model_copy(update={"budget": 2, "dense_steps": 200}), out=tmp_path / "run", resume=True)
+    assert again["dense_training"] == facts["dense_training"]
+    page = next(file for file in render(tmp_path / "run") if file.suffix == ".html").read_text()
+    assert "the dense training had 200 steps" in page and "3.0 %" in page
+    unknown = prune(asked.model_copy(update={"recover_epochs": 0.1}), out=tmp_path / "unknown")
+    assert "not known" in unknown["dense_training"] and "dense_steps" not in unknown
+    assert all("share_of_dense" not in point for point in unknown["recovery"])
+    assert "is not known" in next(file for file in render(tmp_path / "unknown") if file.suffix == ".html").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pick_of_a_run_is_pruned_from_its_full_training_with_the_runs_data_and_seed(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = write_run(tmp_path / "searched", trials=20, baselines=False), tmp_path / "run"
+    told = yaml.safe_load((run / "experiment.yaml").read_text()) | {"data": "digits", "seed": 3, "device": "cpu"}
+    (run / "experiment.yaml").write_text(yaml.safe_dump(told))
+    best = load_run(run).best()
+    assert main(["prune", str(run), "--pick", "best"]) == 2
+    assert f"nasvit train {run} --pick {best.arch_id}" in capsys.readouterr().err
+    _, weights = save(build(best.network(), seed=0), run / "train" / best.arch_id)
+    (weights.parent / "metrics.json").write_text(json.dumps({"steps": 100, "model": None, "data": {"mean": [0.3], "std": [0.3]}}))
+    words = ["--engine", "inline", "--sampler", "random", "--budget", "1", "--recover-epochs", "0", "--out", str(out)]
+    assert main(["prune", str(run), "--pick", "best", *words]) == 0
+    kept = PruneExperiment.load(out / "experiment.yaml")
+    assert (kept.model, kept.data, kept.seed, kept.dense_steps) == (str(weights), "digits", 3, 100)
+    assert json.loads((out / "prune.json").read_text())["mean"] == [0.3]
+    for given, said in (([str(run), "--pick", "all"], "networks of"), ([str(weights.parent)], f"{weights} --arch"),
+                        ([str(out)], str(out / "dense" / "model.safetensors")), ([small.model, "--pick", "best"], "is none"),
+                        ([str(tmp_path / "small")], "not a run directory"), ([str(run), "--arch", "a.json"], "brings its own")):
+        assert main(["prune", *given]) == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pruning_says_what_it_prepares_and_not_what_a_search_does(
+        small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--arch", str(small.arch), "--data", "digits", "--engine", "inline", "--sampler", "random", "--budget", "1"]
+    assert main(["prune", small.model, *words, "--recover-epochs", "0", "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    assert "measuring the dense model" in told and "once trying" not in told
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_dry_run_checks_what_a_run_checks_and_says_how_images_are_normalised(
         small: PruneExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prune", small.model, "--arch", str(small.arch), "--data", "digits", "--image-size", "16", "--dry-run"]
-    assert main([*words]) == 0 and "mean and std of these data" in capsys.readouterr().out
+    assert main([*words, "--dense-epochs", "100"]) == 0
+    out = capsys.readouterr().out
+    assert "mean and std of these data" in out and "100 epochs of" in out
     for more, said in ((["--sampler", "nope"], "nope"), (["--max-latency", "8ms@pi"], "'pi'"), (["--engine", "nope"], "nope")):
         assert main([*words, *more]) == 2
         assert said in capsys.readouterr().err

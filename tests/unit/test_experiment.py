@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,60 @@ def test_a_missing_space_says_what_to_give() -> None:
 def test_a_search_is_led_by_our_own_sampler_and_a_pruning_by_tpe() -> None:
     assert Experiment(space="a").sampler == "surrogate"
     assert PruneExperiment(model="timm:deit_tiny_patch16_224").sampler == "tpe"
+
+
+def test_the_file_of_another_command_is_sent_there(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text("space: hybrid_tiny\nbudget: 5\n")
+    with pytest.raises(ConfigError, match=r"experiment of a search.*nasvit search"):
+        PruneExperiment.load(path, overrides={"model": "deit_tiny_patch16_224"})
+    path.write_text("model: deit_tiny_patch16_224\nbudget: 5\n")
+    with pytest.raises(ConfigError, match=r"experiment of a pruning.*nasvit prune"):
+        Experiment.load(path)
+    with pytest.raises(ConfigError, match="model is missing; give the model's name"):
+        PruneExperiment.load()
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("criterium: taylor", "did you mean 'criterion'"), ("space: hybrid_tiny", "choices"),
+    ("limits: {latency_ms: 8ms}", "write target: 8ms"), ("baselines: [random]", "baselines is a setting of a search"),
+    ("devices: {a: cpu, b: cpu/onnxruntime}", "one device"),
+    ("dense_steps: 5\ndense_epochs: 1", "say the same thing twice"), ("recover_epochs: -1", "line 2: recover_epochs")])
+def test_what_is_no_setting_of_a_pruning_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(f"model: deit_tiny_patch16_224\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        PruneExperiment.load(tmp_path / "p.yaml")
+    assert said in str(caught.value)
+
+
+def test_a_prunings_files_are_found_beside_its_experiment_and_its_yaml_round_trips(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "arch.json", "small.safetensors"):
+        (tmp_path / name).write_text("")
+    path = tmp_path / "p.yaml"
+    path.write_text("model: model.safetensors\narch: arch.json\nsiblings: {deit_tiny_patch16_224: small.safetensors, other: absent}\n"
+                    "target: 8\nlimits: {peak_memory_mb: 1GB}\nrecipe: {lr: 2e-4}\n")
+    found = PruneExperiment.load(path)
+    assert (found.model, found.arch) == (str(tmp_path / "model.safetensors"), str(tmp_path / "arch.json"))
+    assert found.siblings == {"deit_tiny_patch16_224": str(tmp_path / "small.safetensors"), "other": "absent"}
+    assert (found.target, found.limits, found.recipe) == ("8ms", {"peak_memory_mb": 1000.0}, {"lr": 2e-4})
+    path.write_text(found.to_yaml())
+    assert PruneExperiment.load(path) == found
+
+
+def test_the_example_of_the_docs_is_an_experiment(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pruning.md").read_text()
+    example = text.partition("    # prune.yaml\n")[2].partition("\n\n")[0]
+    (tmp_path / "prune.yaml").write_text(textwrap.dedent(example))
+    found = PruneExperiment.load(tmp_path / "prune.yaml")
+    assert (found.target, found.limits["peak_memory_mb"], found.recipe["lr"]) == ("0.6x", 512.0, 2e-4)
+
+
+def test_an_option_in_epochs_replaces_what_the_file_says_in_steps(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("model: deit_tiny_patch16_224\ndense_steps: 500\nrungs: [0, 5, 15, 50]\n")
+
+    def found(**options: float | None) -> tuple[object, ...]:
+        read = PruneExperiment.load(tmp_path / "p.yaml", overrides=options)
+        return read.dense_steps, read.dense_epochs, read.rungs
+
+    assert found(dense_epochs=3.0) == (None, 3.0, None) and found(recover_epochs=1.0) == (500, None, None)
+    assert found(dense_epochs=None) == (500, None, (0, 5, 15, 50))

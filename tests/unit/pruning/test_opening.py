@@ -12,7 +12,7 @@ import torch
 from nasvit.data import DataSet, load
 from nasvit.errors import ConfigError
 from nasvit.pruning import UnsupportedModelError
-from nasvit.pruning.opening import as_trained, open_model
+from nasvit.pruning.opening import as_trained, full_name, open_model
 from nasvit.torchvision_ops import ensure
 
 ensure()
@@ -74,3 +74,18 @@ def test_what_could_not_be_pruned_is_refused_before_its_weights_are_fetched(monk
         open_model("timm:deit_tiny_patch16_224", num_classes=10, **asked)  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="fetched"):
         open_model("timm:deit_tiny_patch16_224", num_classes=1000, **asked)  # type: ignore[arg-type]
+
+
+def test_a_bare_name_is_timms_or_the_zoos_and_what_is_a_file_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("deit_small_patch16_224", "deit_small_patch16_224.fb_in1k", "evo_levit_128s"):
+        assert full_name(name, arch=None) == full_name(f"timm:{name}", arch=None) == f"timm:{name}"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").write_text("")
+    for file in ("weights", "absent.safetensors", "runs/absent"):
+        assert full_name(file, arch=None) == file
+    assert full_name("absent", arch="arch.json") == "absent"
+
+
+def test_a_name_that_nothing_has_is_answered_with_near_ones_and_with_what_a_file_needs() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'deit_small_patch16_224'.*\.safetensors file, with --arch"):
+        full_name("deit_smal_patch16_224", arch=None)

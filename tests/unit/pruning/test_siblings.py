@@ -18,8 +18,8 @@ def at(ms: float, accuracy: float | None, *, half: float = 0.05, name: str = "it
     return Measured(name=name, latency_ms=ms, ci_low_ms=ms * (1 - half), ci_high_ms=ms * (1 + half), accuracy=accuracy)
 
 
-PLANTED = [  # siblings of a pruned model at 5 ms and 80 %, and whether one of them dominates it
-    ([], False), ([at(5, 0.81)], True), ([at(5, 0.79)], False), ([at(5, 0.80)], False), ([at(4, 0.80)], True), ([at(4, 0.79)], False),
+PLANTED = [  # siblings of a pruned model at 5 ms and 80 %, and whether one of them dominates it; nobody compared is no "no"
+    ([], None), ([at(5, 0.81)], True), ([at(5, 0.79)], False), ([at(5, 0.80)], False), ([at(4, 0.80)], True), ([at(4, 0.79)], False),
     ([at(6, 0.90)], False), ([at(5.3, 0.81)], True), ([at(5.6, 0.99)], False), ([at(4.6, 0.80)], False), ([at(1, 0.81)], True),
     ([at(4, None)], None), ([at(6, None)], False), ([at(4, None), at(4, 0.9)], True), ([at(4, 0.7), at(4, None)], None),
     ([at(4, 0.7), at(3, 0.6)], False), ([at(8, 0.9), at(4.9, 0.8001)], True), ([at(5, 0.81, half=0.3)], True),
@@ -38,4 +38,6 @@ def test_a_sibling_that_could_not_be_measured_leaves_the_verdict_open_unless_ano
 def test_twenty_planted_verdicts(siblings: list[Measured], dominated: bool | None) -> None:
     found = verdict(at(5, 0.80, name="pruned"), siblings)
     assert found.dominated is dominated
-    assert ("yes" in found.text, "unknown" in found.text) == (dominated is True, dominated is None)
+    open_ = "unknown" if siblings else "no sibling was compared"
+    said = ("yes" in found.text, found.text.endswith(": no"), open_ in found.text)
+    assert said == (dominated is True, dominated is False, dominated is None)
