@@ -17,8 +17,8 @@ DEFAULT = "onnxruntime"
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or the folder of one full training (train/ID).")],
-    pick: Annotated[str | None, typer.Option(help="knee (default), best, all, max-latency:8ms, trial:12, an arch id; or several with "
-                                                  "commas.")] = None,
+    pick: Annotated[str | None, typer.Option(help="knee (default; of a pruning its result), best, all, max-latency:8ms, trial:12, an "
+                                                  "arch id; or several with commas.")] = None,
     runtime: Annotated[str, typer.Option(help="See `nasvit list runtimes`; with settings such as onnxruntime?precision=int8.")] = DEFAULT,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="For any number of images, not one.")] = False,
     device: Annotated[str | None, typer.Option(help="Where the latency is measured (default: this CPU with the runtime).")] = None,
@@ -33,8 +33,7 @@ def export(
     if out is not None and len(networks) > 1:
         raise ConfigError(f"--out takes one network and {len(networks)} are picked; leave it away")
     for parent, trained in networks:
-        short = "" if trained.metrics.get("trained") is None else f" ({trained.metrics['trained']}: train it in full before you use it)"
-        typer.echo(f"{trained.subject.label}{short}")
+        typer.echo(f"{trained.subject.label}{_state(trained)}")
         folder = out or parent / "export" / f"{trained.subject.id}-{chosen.name}"
         done = write(trained, runtime=chosen, folder=folder, dynamic_batch=dynamic_batch)
         typer.echo(f"  file: {done.file} ({done.file.stat().st_size / 1e6:.2f} MB)")
@@ -43,6 +42,14 @@ def export(
         typer.echo(f"  latency: {_latency(trained, device or _here(runtime))}")
         script = folder / "predict.py"
         typer.echo(f"  try it: python {script} IMAGE" if script.exists() else f"  no predict.py: {_why_none(chosen.name)}")
+
+
+def _state(trained: Trained) -> str:
+    """How far it was trained, where that was not in full, and what to do about it."""
+    from nasvit.finals.searched import SHORT
+
+    known = trained.metrics.get("trained")
+    return "" if known is None else f" ({known}: train it in full before you use it)" if known == SHORT else f" ({known})"
 
 
 def _why_none(runtime: str) -> str:
@@ -65,8 +72,8 @@ def _latency(trained: Trained, device: str) -> str:
 
 def _networks(path: Path, pick: str | None) -> list[tuple[Path, Trained]]:
     """Each network with the folder its exports go to."""
+    from nasvit.commands.picked import picked
     from nasvit.finals import load_trained
-    from nasvit.finals.searched import load_best
     from nasvit.finals.trained import METRICS
 
     if (path / METRICS).exists():
@@ -74,7 +81,5 @@ def _networks(path: Path, pick: str | None) -> list[tuple[Path, Trained]]:
             raise ConfigError(f"{path} is one full training; leave --pick away")
         return [(path, load_trained(path))]
     from nasvit.report import load
-    from nasvit.report.picks import pick as choose
 
-    run = load(path)
-    return [(path, load_best(run.path, record, run.experiment, run.env)) for record in choose(run, pick or "knee")]
+    return [(path, trained) for trained in picked(load(path), pick)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch stands behind them
 
 def measure(
     run: Annotated[Path | None, typer.Option(help="Measure every front point of this run again.")] = None,
-    arch: Annotated[Path | None, typer.Option(help="Measure one Arch from a JSON or YAML file.")] = None,
+    arch: Annotated[Path | None, typer.Option(help="Measure one Arch, or a pruned model's arch.json, from a JSON or YAML file.")] = None,
     model: Annotated[str | None, typer.Option(help="Measure timm:NAME, or a model of the zoo by its name.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to measure, such as cpu/onnxruntime?threads=4 or a name that `nasvit devices` "
                                                     "gave; with --run the name of a device there (default: all of the run's, "
@@ -104,8 +104,8 @@ def _front(run: Path, *, device: str | None, as_json: bool) -> None:
     if as_json:
         points = [{"device": row.device, "trial": row.trial, "arch_id": row.arch_id, "ci_low_ms": row.recorded.ci_low_ms,
                    "ci_high_ms": row.recorded.ci_high_ms, "recorded_ms": row.recorded.median_ms, "median_ms": row.now.median_ms,
-                   "verdict": row.now.verdict, "inside": row.inside, "limit_ms": row.limit_ms, "within_limit": row.within_limit}
-                  for row in rows]
+                   "verdict": row.now.verdict, "inside": row.inside, "limit_ms": row.limit_ms, "within_limit": row.within_limit,
+                   "result": row.result} for row in rows]
         typer.echo(json.dumps({"points": points, "share_inside": inside / len(rows), "share_within_limit": within / len(rows)}, indent=2))
         return
     names = list(dict.fromkeys(row.device for row in rows))
@@ -114,7 +114,7 @@ def _front(run: Path, *, device: str | None, as_json: bool) -> None:
         table = Table("trial", "arch", "recorded ms", "interval", "now ms", "inside", "verdict", box=None, header_style="dim",
                       title=escape(name) if len(names) > 1 else None, title_justify="left")
         for row in own:
-            table.add_row(str(row.trial), row.arch_id, f"{row.recorded.median_ms:.4g}",
+            table.add_row(f"{row.trial}{' (result)' if row.result else ''}", row.arch_id, f"{row.recorded.median_ms:.4g}",
                           f"{row.recorded.ci_low_ms:.4g} to {row.recorded.ci_high_ms:.4g}", f"{row.now.median_ms:.4g}",
                           "yes" if row.inside else "no", row.now.verdict)
         out_console.print(table)

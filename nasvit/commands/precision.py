@@ -45,7 +45,8 @@ def front_in_precision(run: Run, *, device: str, most: int | None = None) -> lis
         for record in front:
             trained = load_searched(run.path, record, run.experiment, run.env)
             data = load_data(str(run.experiment["data"]), seed=int(run.experiment.get("seed", 0)), image_size=trained.image_size)
-            images = Normaliser.of(data.mean, data.std, device="cpu")(data.val.images[:most])
+            told = trained.metrics["data"]
+            images = Normaliser.of(told["mean"], told["std"], device="cpu")(data.val.images[:most])
             accuracy = quantised_accuracy(deploy(trained.module), runtime=target.runtime, images=images,
                                           labels=data.val.labels[:most], threads=target.threads)
             stats = target.measure(trained.module, input_shape=(1, trained.in_channels, *trained.image_size))

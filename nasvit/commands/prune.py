@@ -168,11 +168,12 @@ def _show(experiment: Any) -> None:
 
 
 def _tell(facts: dict[str, Any], place: Path) -> None:
+    from nasvit.report.pruned import precision_words, speed_words
+
     dense, pruned = facts["dense"], facts["pruned"]
-    ratio = dense["latency"]["median_ms"] / pruned["latency"]["median_ms"]
     typer.echo(f"dense  {dense['accuracy']:.2%} at {dense['latency']['median_ms']:.4g} ms, {dense['macs_g']:.4g} G MACs")
     of = "" if pruned["of_target"] is None else f", {pruned['of_target']:.0%} of the target"
-    typer.echo(f"pruned {pruned['accuracy']:.2%} at {pruned['latency']['median_ms']:.4g} ms (remeasured; {ratio:.2f}x faster{of}), "
+    typer.echo(f"pruned {pruned['accuracy']:.2%} at {pruned['latency']['median_ms']:.4g} ms (remeasured; {speed_words(facts)}{of}), "
                f"{pruned['macs_g']:.4g} G MACs: {place / 'pruned'}")
     typer.echo(f"test   no test images ({pruned['test_missing']}): the accuracy above is of the images by which the plan was chosen"
                if pruned["test_accuracy"] is None else
@@ -181,8 +182,10 @@ def _tell(facts: dict[str, Any], place: Path) -> None:
         shares = [f" ({100 * point['share_of_dense']:.2g}%)" if "share_of_dense" in point else "" for point in facts["recovery"]]
         points = [f"{point['accuracy']:.2%} after {point['steps']}{share}" for point, share in zip(facts["recovery"], shares, strict=True)]
         typer.echo(f"steps  {', '.join(points)}; {facts['dense_training']}")
-    onnx, timm = facts["written"]["onnx"], facts["written"]["timm"]
-    typer.echo(f"no ONNX file: {onnx['why']}" if onnx["file"] is None else f"{onnx['file']} agrees with torch to {onnx['error']:.0e}")
+    export, timm = facts["written"]["export"], facts["written"]["timm"]
+    typer.echo(f"no file for {export['runtime']}: {export['why']}" if export["file"] is None else
+               f"{export['file']}: {precision_words(facts)}" if "accuracy" in export else
+               f"{export['file']} agrees with torch to {export['error']:.0e}")
     if timm["file"] is not None:
         typer.echo(f"{timm['file']} loads into timm's own module, with the arguments in timm.json")
     typer.echo(facts["verdict"]["text"])

@@ -13,10 +13,17 @@ from torch import nn
 from nasvit.arch import Arch
 from nasvit.devices import Device, LatencyStats, open_device
 from nasvit.errors import ConfigError, RunError
+from nasvit.finals.pruned import result_trial
+from nasvit.finals.subject import NOT_ANEW
 from nasvit.models.build import build
 from nasvit.named import check_names
+from nasvit.pruning.dense import input_shape
+from nasvit.pruning.files import Form, build_form, form_from_dict
+from nasvit.pruning.files import read_form as read_json_form
+from nasvit.pruning.plan import Plan
 from nasvit.report.tables import Run, part
 from nasvit.results.front import pareto
+from nasvit.results.record import latest
 from nasvit.yaml_file import read_yaml
 
 
@@ -33,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remeasured:
-    """A front point with its latency on a device as recorded and as measured now, on the same scale."""
+    """A front point with its latency on a device as recorded and as measured now, on the same scale. result: whether a pruning chose it."""
 
     device: str
     trial: int
@@ -41,6 +48,7 @@ class Remeasured:
     recorded: LatencyStats
     now: LatencyStats
     limit_ms: float | None
+    result: bool = False
 
     @property
     def inside(self) -> bool:
@@ -60,14 +68,15 @@ def places_of(run: Run) -> list[Place]:
     first = {**run.env, "fingerprint": run.fingerprint, "spec": spec}
     about = {name: others.get(name, {}) if i else first for i, name in enumerate(named or [spec])}
     if not all(isinstance(one, Mapping) and one.get("reference_ms") and one.get("fingerprint") for one in about.values()):
-        raise RunError(f"{run.path}: env.json has no reference_ms or fingerprint; only a run of `nasvit search` can be remeasured")
+        raise RunError(f"{run.path}: env.json has no reference_ms or fingerprint; only a run of `nasvit search` or `nasvit prune` can be "
+                       "remeasured")
     return [Place(name=name, latency=f"latency_ms@{name}" if i else "latency_ms", spec=str(one["spec"]),
                   reference_ms=float(one["reference_ms"]), fingerprint=str(one["fingerprint"]))
             for i, (name, one) in enumerate(about.items())]
 
 
 def front_of(run: Run, *, device: str | None = None) -> list[Remeasured]:
-    """Every front point of a run again on each of the run's devices, with the run's scale of it.
+    """Every front point of a run again on each of the run's devices, with the run's scale of it, and the result of a pruning.
 
     device: only there; a name of the run's, or a spec. Raises RunError where it is none of the run's: latencies of two devices are never
     put in one column.
@@ -97,36 +106,55 @@ def _front_on(target: Device, run: Run, *, place: Place) -> list[Remeasured]:
         raise RunError(f"{run.path} was measured on device {place.fingerprint} and {place.spec} here is {target.fingerprint}: their "
                        f"latencies cannot be compared; remeasure on the run's own devices ({own}), with the same versions and settings")
     limit = part(run.experiment, "limits").get(place.latency)
-    found = []
-    for record in pareto(run.records, run.objectives):
+    found, result = [], result_trial(run.path)
+    members = pareto(run.records, run.objectives)
+    if result is not None and result not in [record.trial for record in members]:
+        members = [*members, latest(run.records)[result]]
+    for record in members:
         further = record.details.get("latencies", {})
         stats = record.latency if place.latency == "latency_ms" else further.get(place.latency.partition("@")[2])
         if stats is None and place.latency in part(run.summary, "gone"):
             continue
         if stats is None:
             raise RunError(f"{run.path}: trial {record.trial} has no {place.latency}; it is not complete")
-        arch = record.network()
-        now = target.measure(build(arch, seed=record.seed), input_shape=(1, arch.in_channels, *arch.image_size), patient=True)
+        form = form_from_dict(record.arch)
+        module = build(form, seed=record.seed) if isinstance(form, Arch) else build_form(form)
+        now = target.measure(module, input_shape=_shape(form), patient=True)
         found.append(Remeasured(device=place.name, trial=record.trial, arch_id=record.arch_id, recorded=LatencyStats.from_dict(stats),
-                                now=now, limit_ms=None if limit is None else float(limit)))
+                                now=now, limit_ms=None if limit is None else float(limit), result=record.trial == result))
     return found
 
 
 def network_of(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
-    """The untrained network of an Arch file, and its input shape (1, C, H, W)."""
-    arch = read_arch(path)
-    return build(arch, seed=0), (1, arch.in_channels, *arch.image_size)
+    """The untrained network of an Arch's or a Plan's file, and its input shape (1, C, H, W)."""
+    form = read_form(path)
+    return build_form(form), _shape(form)
 
 
-def read_arch(path: Path) -> Arch:
-    """An Arch from a JSON or YAML file. Raises ConfigError for anything else."""
-    data, _ = read_yaml(path)  # JSON is YAML
+def read_form(path: Path) -> Form:
+    """An Arch, or the Plan of a pruned model, from a JSON or YAML file. Raises ConfigError for anything else."""
+    if path.suffix == ".json":  # YAML would read 1e-06 as a text
+        return read_json_form(path)
+    data, _ = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: an Arch must be a mapping with image_size, in_channels, num_classes, stem, stages and head")
     try:
-        return Arch.from_dict(data)
+        return form_from_dict(data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def read_arch(path: Path) -> Arch:
+    """An Arch to be trained. Raises ConfigError for anything else, and for a Plan."""
+    form = read_form(path)
+    if isinstance(form, Plan):
+        raise ConfigError(f"{path}: {NOT_ANEW}")
+    return form
+
+
+def _shape(form: Form) -> tuple[int, ...]:
+    """(1, C, H, W)"""
+    return (1, *(input_shape(form) if isinstance(form, Plan) else (form.in_channels, *form.image_size)))
 
 
 def named_model(name: str) -> tuple[nn.Module, tuple[int, ...]]:

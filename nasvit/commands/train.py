@@ -67,9 +67,12 @@ def train(
 def _of_run(path: Path, *, pick: str, baselines: bool, plan: FinalPlan, device: str | None, train_on: str | None, out: Path | None) -> None:
     from nasvit.data import load as load_data
     from nasvit.finals import Task
+    from nasvit.finals.subject import NOT_ANEW
     from nasvit.report import load, render
 
     run = load(path)
+    if (path / "prune.json").exists():
+        raise ConfigError(f"{path} is the run of a pruning: {NOT_ANEW}")
     size = tuple(run.env.get("data", {}).get("image_size", ()))
     if len(size) != 2 or "data" not in run.experiment:
         raise ConfigError(f"{path} has no experiment.yaml and env.json of a search; only a run of `nasvit search` can be trained from")

@@ -8,18 +8,24 @@ from typing import Any
 
 from nasvit.data import load
 from nasvit.errors import CheckpointError, RunError
+from nasvit.finals.pruned import load_member
 from nasvit.finals.subject import Subject
 from nasvit.finals.trained import METRICS, Trained, load_trained
 from nasvit.models.build import build
 from nasvit.models.weight_file import read_weights
 from nasvit.results.record import TrialRecord
 
+SHORT = "a short training of the search"
+"""How far a network of a search was trained, in the words of its export."""
+
 
 def load_searched(run: Path, record: TrialRecord, experiment: Mapping[str, Any], env: Mapping[str, Any]) -> Trained:
-    """The network of a record from its checkpoint. The run's data is read for normalisation and class names.
+    """The network of a record from its checkpoint, of a pruning by `load_member`. The run's data is read for normalisation and class names.
 
     Raises RunError where the checkpoint is gone or the data is another, CheckpointError where it does not fit.
     """
+    if record.arch is not None and not record.has_arch:
+        return load_member(run, record)
     arch = record.network()
     if record.checkpoint is None or not (run / record.checkpoint).exists():
         raise RunError(f"the checkpoint of trial {record.trial} is gone; `nasvit train {run} --pick {record.arch_id}` makes its weights")
@@ -36,7 +42,7 @@ def load_searched(run: Path, record: TrialRecord, experiment: Mapping[str, Any],
     about = {"name": data.name, "image_size": list(arch.image_size), "mean": list(data.mean), "std": list(data.std),
              "class_names": list(data.class_names)}
     return Trained(module=module.eval(), subject=Subject.of_arch(arch), metrics={"data": about, "model": None, "test_accuracy": None,
-                                                                                "trained": "a short training of the search"})
+                                                                                "trained": SHORT})
 
 
 def load_best(run: Path, record: TrialRecord, experiment: Mapping[str, Any], env: Mapping[str, Any]) -> Trained:

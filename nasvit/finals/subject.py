@@ -14,17 +14,22 @@ from nasvit.data import DataSet
 from nasvit.errors import ConfigError
 from nasvit.models.build import build
 from nasvit.named import make_named
+from nasvit.pruning.plan import Plan
+
+NOT_ANEW = ("a pruned model is not trained anew, because its weights are those of its dense model; for a longer recovery prune once more, "
+            "with a larger --recover-epochs and another --out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """An Arch, or a model of timm by `model` (without "timm:"). id: the name of its folder.
+    """An Arch, the Plan of a pruned model, or a model of timm by `model` (without "timm:"). id: the name of its folder.
 
     searched: what the run recorded: origin ("search", "random" or "baseline"), trial, rung, accuracy, latency_ms with its interval.
     """
 
     id: str
     arch: Arch | None = None
+    plan: Plan | None = None
     model: str | None = None
     searched: Mapping[str, Any] = field(default_factory=dict)
 
@@ -42,11 +47,13 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """For people: the model's name, or the Arch's id."""
-        return f"timm:{self.model}" if self.model else self.id
+        """For people: the model's name, or the id of its Arch or Plan."""
+        return f"timm:{self.model}" if self.model else f"{self.plan.source.name}, pruned: {self.id}" if self.plan else self.id
 
     def make(self, *, image_size: tuple[int, int], in_channels: int, num_classes: int, seed: int, drop_path: float = 0.0) -> nn.Module:
-        """The untrained network. Raises ConfigError for an Arch that is for other images or classes."""
+        """The untrained network. Raises ConfigError for an Arch that is for other images or classes, and for a Plan."""
+        if self.plan is not None:
+            raise ConfigError(f"{self.label}: {NOT_ANEW}")
         if self.arch is None:
             assert self.model is not None
             return make_named(self.model, image_size=image_size, in_channels=in_channels, num_classes=num_classes, seed=seed,

@@ -23,6 +23,8 @@ from nasvit.pruning.plan import Plan
 from nasvit.whole_file import whole
 
 Form = Arch | Plan
+DENSE, SCORES, RESULT = "dense", "importance.safetensors", "pruned"
+"""In a run directory: the folder of the dense model, in it the importance of its units, and the folder of the result."""
 
 
 def form_of(module: nn.Module) -> Form:
@@ -48,7 +50,10 @@ def read_form(path: str | Path) -> Form:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as an Arch or a Plan ({error})") from None
-    return form_from_dict(data)
+    try:
+        return form_from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def build_form(form: Form) -> nn.Module:

@@ -22,11 +22,12 @@ KINDS = ("kept", "merged", "clusters")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenMap:
     """One block's view of the grid. kind "kept": places (H, W) is -1 where the token is not updated (slow_fast) or went into the fused
-    one (topk_fuse). "merged": equal numbers are one token. "clusters": equal numbers attend to each other, in one head."""
+    one (topk_fuse). "merged": equal numbers are one token. "clusters": equal numbers attend to each other, in this head."""
 
     where: str
     kind: str
     places: Tensor
+    head: int = 0
 
     @property
     def share(self) -> float:
@@ -114,5 +115,6 @@ def _clusters_of(mixer: FSLAMixer, x: Tensor, path: str) -> list[TokenMap]:
     for head, tokens in enumerate(order):
         places = torch.empty_like(tokens)
         places[tokens] = torch.arange(len(tokens)) // size
-        maps.append(TokenMap(where=f"stage {s}, block {b}, head {head}", kind="clusters", places=places.view(height, width)))
+        maps.append(TokenMap(where=f"stage {s}, block {b}, head {head}", kind="clusters", places=places.view(height, width),
+                             head=head))
     return maps

@@ -1,13 +1,26 @@
-"""What a report says of a pruned model: dense against pruned, the recovery curve, and the sibling test. Reads prune.json."""
+"""What a report says of a pruned model: dense against pruned, the recovery curve, the tokens it selects, and the sibling test.
+
+Reads prune.json, and the picture that stands in `pruned/`.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
+from pathlib import Path
 from typing import Any
 
 from nasvit.errors import RunError
 from nasvit.report.page import number, percent
 from nasvit.report.tables import Run
+
+TOKENS = "pruned/tokens.png"
+RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of fine-tuning with the dense model as teacher, on the images "
+                  "that the search judged by.")
+TOKENS_WORDS = ("The pruned model on validation images, block after block: faded tokens are not kept (the share of those kept stands above "
+                "them), merged ones show the mean of what they stand for, and clusters that attend to each other have a colour each.")
+_PNG, _LARGEST = b"\x89PNG\r\n\x1a\n", 32 << 20
+"""How the picture's file begins, and how many bytes it has at most: any other file is not ours, and is not put into a page."""
 
 
 def pruned_section(run: Run) -> dict[str, Any] | None:
@@ -18,16 +31,17 @@ def pruned_section(run: Run) -> dict[str, Any] | None:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         dense = {"what": f"dense {facts['model']}", **_figures(facts["dense"])}
-        rows, curve, words = [dense], [], ""
+        rows, curve, words, picture = [dense], [], "", ""
         if "pruned" in facts:
             rows += [{"what": "pruned", **_figures(facts["pruned"])}, *map(_sibling, facts["siblings"])]
             curve = [{"steps": point["steps"], "share": percent(point.get("share_of_dense")),
                       "accuracy": percent(point["accuracy"], digits=2)} for point in facts["recovery"]]
             words = _words(facts)
+            picture = _picture(run.path / TOKENS) if facts.get("written", {}).get("tokens") else ""
         return {"rows": rows, "curve": curve, "words": words, "training": facts.get("dense_training", ""),
                 "verdict": facts.get("verdict", {}).get("text", ""), "dominated": facts.get("verdict", {}).get("dominated"),
-                "identity": f"{facts['identity']:.1e}"}
-    except (ValueError, KeyError, TypeError) as error:
+                "picture": picture, "picture_words": TOKENS_WORDS, "curve_words": RECOVERY_WORDS, "checks": _checks(facts)}
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
 
 
@@ -49,10 +63,46 @@ def _interval(latency: dict[str, float]) -> str:
 
 def _words(facts: dict[str, Any]) -> str:
     dense, pruned, target = facts["dense"], facts["pruned"], facts["target_ms"]
-    faster = dense["latency"]["median_ms"] / pruned["latency"]["median_ms"]
     share = "" if target is None else f", {percent(pruned['of_target'], digits=0)} of the target of {number(target, unit='ms')}"
     loss = 100 * (pruned["accuracy"] - dense["accuracy"])
     tested = "" if pruned.get("test_accuracy") is None else (f" On the {number(pruned['test_images'])} test images, at which nothing else "
                                                               f"looked, it has {percent(pruned['test_accuracy'])}.")
-    return (f"Remeasured after the search, the pruned model is {number(faster, digits=3)} times as fast as the dense one{share}, at "
-            f"{loss:+.1f} points of accuracy.{tested}")
+    other = precision_words(facts)
+    return (f"Remeasured after the search, the pruned model is {speed_words(facts)}{share}, at {loss:+.1f} points of accuracy.{tested}"
+            + (f" {other}." if other else ""))
+
+
+def speed_words(facts: dict[str, Any]) -> str:
+    """`1.67x faster than the dense model`, or in as many words that it is slower, from what prune.json holds."""
+    ratio = facts["dense"]["latency"]["median_ms"] / facts["pruned"]["latency"]["median_ms"]
+    if f"{ratio:.2f}" == "1.00":
+        return "as fast as the dense model"
+    return f"{ratio:.2f}x faster than the dense model" if ratio > 1 else f"{1 / ratio:.2f}x slower than the dense model"
+
+
+def precision_words(facts: dict[str, Any]) -> str:
+    """What the form that was measured scores where it is not float32, without a full stop; empty where it is."""
+    export = facts.get("written", {}).get("export", {})
+    found = export.get("accuracy")
+    if found is None:
+        return ""
+    return (f"In {export['runtime']} with {export['settings']['precision']}, the form whose latency was measured, it has "
+            f"{percent(found['runtime'], digits=2)} on the {number(found['images'])} validation images, and "
+            f"{percent(found['eager'], digits=2)} in fp32; {percent(found['same'])} of them fall into the same class")
+
+
+def _checks(facts: dict[str, Any]) -> str:
+    """What the run has proved of the network that it wrote."""
+    text, written = f"Keeping everything gives the dense model to {facts['identity']:.1e}.", facts.get("written", {})
+    if "fused_dense" not in written:
+        return text
+    return (f"{text} Fused and written-out attention of the pruned model agree to {written['fused']:.1e}, the dense model's to "
+            f"{written['fused_dense']:.1e}.")
+
+
+def _picture(path: Path) -> str:
+    """A PNG for a page that makes no request, as base64; empty for anything else, and for a link, which may lead out of the run."""
+    if path.is_symlink() or path.parent.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+        return ""
+    data = path.read_bytes()
+    return base64.b64encode(data).decode() if data.startswith(_PNG) else ""

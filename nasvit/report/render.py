@@ -30,7 +30,7 @@ from nasvit.report.page import (
 )
 from nasvit.report.plots import front_chart, headline, hypervolume_chart, picture
 from nasvit.report.precision import columns as precision_columns
-from nasvit.report.pruned import pruned_section
+from nasvit.report.pruned import RECOVERY_WORDS, TOKENS, TOKENS_WORDS, pruned_section
 from nasvit.report.tables import Run, load
 from nasvit.report.truth import truth_of, verdict
 from nasvit.report.verified import verify
@@ -103,8 +103,14 @@ def markdown(run: Run) -> str:
     cut = pruned_section(run)
     if cut is not None:
         rows = [list(row.values()) for row in cut["rows"]]
-        parts += ["## Dense, pruned, and the siblings", _cell(f"{cut['words']} {cut['verdict']}"),
+        said = (cut["words"], cut["verdict"] and f"{cut['verdict'].capitalize()}.", cut["checks"])
+        parts += ["## Dense, pruned, and the siblings", _cell(" ".join(filter(None, said))),
                   _table(rows, ["model", "accuracy", "latency", "interval", "MACs", "params"])]
+        if cut["curve"]:
+            parts += [_cell(RECOVERY_WORDS), _table([list(row.values()) for row in cut["curve"]],
+                                                    ["steps", "share of the dense training", "accuracy"])]
+        if cut["picture"]:
+            parts += ["## Which tokens each block keeps", _cell(TOKENS_WORDS), f"![The tokens of each block]({TOKENS})"]
     if baselines:
         rows = [[r[k] for k in _BASELINE_KEYS] for r in baselines]
         head = ["baseline", "accuracy", "latency", "params", "front at no more latency", "front at no less accuracy"]

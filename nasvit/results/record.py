@@ -74,8 +74,9 @@ class TrialRecord:
     def network(self) -> Arch:
         """The Arch of the record; raises RunError where there is none (see `has_arch`)."""
         if self.arch is None or not self.has_arch:
-            what = "is a named baseline" if self.arch is None else "is a pruned model, described by a Plan,"
-            raise RunError(f"{self.label or self.arch_id} {what} and has no Arch")
+            what = ("is a named baseline and has no Arch; take a trial of the search" if self.arch is None else
+                    "is a pruned model, described by a Plan, and has no Arch; measure, export and show take its Plan")
+            raise RunError(f"{self.label or self.arch_id} {what}")
         return Arch.from_dict(self.arch)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from nasvit.errors import ConfigError
 from nasvit.runtimes.base import Runtime
-from nasvit.runtimes.parity import outputs_of
+from nasvit.runtimes.parity import Array, outputs_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +26,12 @@ class RuntimeAccuracy:
     images: int
 
 
-def quantised_accuracy(module: nn.Module, *, runtime: Runtime, images: Tensor, labels: Tensor, threads: int = 1) -> RuntimeAccuracy:
+def quantised_accuracy(module: nn.Module, *, runtime: Runtime, images: Tensor, labels: Tensor, threads: int = 1,
+                       ready: Callable[[Sequence[Tensor]], list[list[Array]]] | None = None) -> RuntimeAccuracy:
     """Hold a trained module's classes in a runtime, such as onnxruntime with precision=int8, against eager's.
 
     images: (N, C, H, W), normalised. labels: (N,). Images are run one by one: a dynamic scale is that of what is run together.
+    ready: the outputs of what has been exported of the module already.
     Raises ConfigError for no images, and what `prepare` and `export` raise.
     """
     if len(images) == 0 or len(images) != len(labels):
@@ -36,7 +39,7 @@ def quantised_accuracy(module: nn.Module, *, runtime: Runtime, images: Tensor, l
     singles = list(images.split(1))
     with torch.inference_mode():
         ours = torch.cat([module(image) for image in singles]).argmax(dim=1).cpu()
-    found = outputs_of(module, runtime=runtime, images=singles, threads=threads)
+    found = ready(singles) if ready is not None else outputs_of(module, runtime=runtime, images=singles, threads=threads)
     theirs = torch.tensor([int(outputs[0].argmax()) for outputs in found])
     truth = labels.cpu()
 

@@ -1,60 +1,101 @@
-"""What a pruning leaves in `pruned/`: the network's two files, its ONNX file, and timm's own weights where timm has those shapes.
+"""What a pruning leaves in `pruned/`: the network's two files, its file for the runtime that it was measured in, pictures of the tokens it
+selects, and timm's own weights where timm has those shapes.
 
-Everything is held against the network in memory before it counts: what the loader reads back, what ONNX Runtime computes, what timm's
-module computes, and both forms of attention.
+Everything is held against the network in memory before it counts: what the loader reads back, what the runtime computes, what timm's
+module computes, and both forms of attention. Device, data and dense model are those of the run directory around `pruned/`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nasvit.data import Images, load
+from nasvit.data.augment import Normaliser
+from nasvit.devices import open_device
 from nasvit.errors import MeasurementError, RunError
+from nasvit.experiment import PruneExperiment
+from nasvit.models.deploy import deploy
 from nasvit.models.weight_file import write_weights
 from nasvit.pruning import files
 from nasvit.pruning.blocks import set_fused
+from nasvit.pruning.kept import kept_tokens
 from nasvit.pruning.plan import Plan, PlanError
 from nasvit.pruning.to_timm import timm_arguments, to_timm
+from nasvit.pruning.token_sheet import token_picture
 from nasvit.runtimes import FileRuntime, make_runtime
+from nasvit.runtimes.accuracy import quantised_accuracy
 from nasvit.runtimes.description import attach, description
 from nasvit.runtimes.parity import BOUND, compare
-from nasvit.runtimes.predict import predict_script
+from nasvit.runtimes.predict import PREDICTABLE, predict_script
+from nasvit.search.prune_trial import dense_of
 from nasvit.whole_file import whole
 
-FUSED = 1e-5
-"""The largest difference of fused and written-out attention, relative to the largest logit (dense models: 1e-6)."""
+ROUNDING, TIMES_DENSE = 1e-5, 2.0
+"""The pruned network's fused and written-out attention may differ by so many times what the dense model's do, and always by rounding."""
 BACK = 1e-6
 """The largest difference of what is read back and what was written, relative to the largest logit. Its tensors are equal bit by bit; the
 outputs need not be, because a product's rounding depends on how its operands lie in memory (LeViT: one unit in the last place)."""
-OTHERS = ("model.onnx", "predict.py", "timm.safetensors", "timm.json")
-"""What may stand in the folder beside the network's own two files."""
 INPUTS = 4
-"""Random images that ONNX Runtime is compared on."""
+"""Random images that the runtime is compared on."""
+AT_ONCE = 200
+"""Validation images that a runtime's process gets at a time: it has a time limit."""
+SHOWN = 3
+"""Validation images in the picture of tokens."""
 
 
 def write_result(module: nn.Module, folder: Path, *, shape: tuple[int, int, int], images: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the chosen network, and say what was found: fused (difference of both attentions), onnx and timm (file, or why there is none).
+    """Write the chosen network, and say what was found: fused and fused_dense (difference of both attentions, of it and of the dense
+    model), export and timm (file, or why there is none), tokens (the picture, or None where nothing is selected).
 
-    shape: (C, H, W). images: labels, mean, std and what else is told to users of the ONNX file (`description`).
+    shape: (C, H, W). images: labels, mean, std and what else is told to users of the exported file (`description`).
     Raises RunError where the attentions disagree or the files do not give the network back.
     """
+    run = folder.parent
+    experiment = PruneExperiment.load(run / "experiment.yaml")
     module = module.cpu().eval()
     probe = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    fused = attentions_differ(module, probe)
-    if not fused <= FUSED:
-        raise RunError(f"the pruned network's fused and written-out attention differ by {fused:.1e} (at most {FUSED:.0e}); "
-                       "nothing was written")
-    for name in OTHERS:  # of another result, before a resume
-        (folder / name).unlink(missing_ok=True)
+    fused, fused_dense = (attentions_differ(each, probe) for each in (module, dense_of(str(run)).module))
+    allowed = max(ROUNDING, TIMES_DENSE * fused_dense)
+    if not fused <= allowed:
+        raise RunError(f"the pruned network's fused and written-out attention differ by {fused:.1e} (at most {allowed:.0e}: the dense "
+                       f"model's differ by {fused_dense:.1e}); nothing was written")
+    _clear(folder, "model.*", "predict.py", "timm.*", "tokens.png")  # of another result, before a resume
     arch, weights = files.save(module, folder)
     if not _gives_back(files.load(arch, weights), module, probe):
         raise RunError(f"{weights} does not give back the network that was written; do not use it")
-    return {"fused": fused, "onnx": _onnx(module, folder, shape=shape, about=images), "timm": _timm(module, folder)}
+    with closing(open_device(experiment.device, threads=1)) as device:
+        runtime, threads = device.runtime, device.threads
+    if not isinstance(runtime, FileRuntime):  # it called the module: no file was measured, and ONNX is what others read
+        runtime = make_runtime("onnxruntime")
+        assert isinstance(runtime, FileRuntime)
+    selects = bool(kept_tokens(module, probe[:1]))
+    data = load(experiment.data, seed=experiment.seed, image_size=experiment.image_size).val if selects or quantised(runtime) else None
+    export = _exported(module, folder, runtime=runtime, threads=threads, data=data, shape=shape, about=images)
+    return {"fused": fused, "fused_dense": fused_dense, "export": export, "timm": _timm(module, folder),
+            "tokens": None if data is None or not selects else _tokens(module, folder, data, about=images)}
+
+
+def quantised(runtime: FileRuntime) -> bool:
+    """Whether it computes in less than float32."""
+    return runtime.settings.get("precision", "fp32") != "fp32"
+
+
+def _clear(folder: Path, *patterns: str) -> None:
+    """Remove what a result left; the network's own two files are replaced whole."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.name != "model.safetensors":
+                path.unlink()
 
 
 def _gives_back(back: nn.Module, module: nn.Module, probe: Tensor) -> bool:
@@ -82,30 +123,54 @@ def attentions_differ(module: nn.Module, images: Tensor) -> float:
     return relative_difference(found[0], found[1])
 
 
-def _onnx(module: nn.Module, folder: Path, *, shape: tuple[int, int, int], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Export with a predict.py, and compare ONNX Runtime with torch; a file that computes something else does not stay."""
-    runtime = make_runtime("onnxruntime")
-    assert isinstance(runtime, FileRuntime)
+def _exported(module: nn.Module, folder: Path, *, runtime: FileRuntime, threads: int, data: Images | None, shape: tuple[int, int, int],
+              about: Mapping[str, Any]) -> dict[str, Any]:
+    """The file of this runtime and its settings, with a predict.py, held against torch; one that computes something else does not stay.
+
+    In another precision than float32 the logits differ by design: then the file's accuracy is measured on `data`.
+    """
+    made: dict[str, Any] = {"file": None, "runtime": runtime.name, "settings": dict(runtime.settings)}
     reason = runtime.missing()
     if reason is not None:
-        return {"file": None, "why": reason}
-    target = folder / f"model{runtime.suffix}"
+        return {**made, "why": reason}
+    form = deploy(module)  # as it was measured
     try:
-        target = runtime.export(module, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), folder / "model")
+        target = runtime.export(form, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), folder / "model")
+
+        def run(images: Sequence[Tensor]) -> list[list[np.ndarray[Any, Any]]]:
+            parts = [images[i : i + AT_ONCE] for i in range(0, len(images), AT_ONCE)]
+            return [out for part in parts for out in runtime.run_file(target, [image.numpy() for image in part], threads=threads)]
+
+        found = compare(form, runtime=runtime, shape=(1, *shape), inputs=INPUTS, seed=1, threads=threads, ready=run)
+        if not (math.isfinite(found.worst) if quantised(runtime) else found.agrees):
+            _clear(folder, "model.*")
+            return {**made, "why": f"{runtime.name} does not compute what torch computes: the logits differ by {found.worst:.1e} of their "
+                                   f"size (at most {BOUND:.0e} in float32)"}
+        made |= {"file": target.name, "error": found.worst if quantised(runtime) else found.error, "unstable": found.unstable}
+        if data is not None and quantised(runtime):
+            images = Normaliser.of(about["mean"], about["std"], device=torch.device("cpu"))(data.images)
+            accuracy = quantised_accuracy(form, runtime=runtime, images=images, labels=data.labels, threads=threads, ready=run)
+            made["accuracy"] = asdict(accuracy)
+            about = {**about, "accuracy": accuracy.runtime, "accuracy_fp32": accuracy.eager}
         attach(target, description(runtime, shape=shape, **about))
-        found = compare(module, runtime=runtime, shape=(1, *shape), inputs=INPUTS, seed=1,
-                        ready=lambda images: runtime.run_file(target, [image.numpy() for image in images], threads=1))
     except (MeasurementError, OSError) as error:
-        target.unlink(missing_ok=True)
-        return {"file": None, "why": str(error)}
-    if not found.agrees:
-        target.unlink()
-        return {"file": None, "why": f"ONNX Runtime does not compute what torch computes: the logits differ by {found.worst:.1e} of their "
-                                     f"size (at most {BOUND:.0e})"}
-    if shape[0] in (1, 3):  # what an image file holds
+        _clear(folder, "model.*")
+        return {"file": None, "runtime": runtime.name, "settings": dict(runtime.settings), "why": str(error)}
+    if runtime.name in PREDICTABLE and shape[0] in (1, 3):  # what an image file holds
         with whole(folder / "predict.py") as temporary:
             temporary.write_text(predict_script(runtime.name, file=target), encoding="utf-8")
-    return {"file": target.name, "error": found.error, "unstable": found.unstable}
+    return made
+
+
+def _tokens(module: nn.Module, folder: Path, data: Images, *, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """tokens.png: what every block does with the tokens of a few validation images, spread over all."""
+    chosen = torch.linspace(0, len(data) - 1, SHOWN).round().long().unique()
+    drawn = token_picture(module, data.images[chosen], mean=about["mean"], std=about["std"], one_head=True)
+    if drawn is None:
+        return None
+    with whole(folder / "tokens.png") as temporary:
+        drawn[0].save(temporary, format="PNG")
+    return {"file": "tokens.png", "images": len(chosen), "panels": drawn[1]}
 
 
 def _timm(module: nn.Module, folder: Path) -> dict[str, Any]:

@@ -20,15 +20,12 @@ from nasvit.errors import RunError
 from nasvit.models.weight_file import read_weights
 from nasvit.proxies import Score
 from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
-from nasvit.pruning.files import load
+from nasvit.pruning.files import DENSE, SCORES, load
 from nasvit.pruning.plan import Plan
 from nasvit.results.record import TrialRecord
 from nasvit.search import directory
 from nasvit.search.evaluate import Job, Settings, dataset, derive_seed, evaluated, finished, gate, keep, train_on, twofold
 from nasvit.training import Recipe, evaluate, train
-
-DENSE, SCORES = "dense", "importance.safetensors"
-"""In the run directory: the folder of the dense model, and in it the importance of its units."""
 
 
 @twofold

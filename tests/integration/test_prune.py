@@ -73,7 +73,7 @@ def test_a_pruned_model_is_on_disk_reported_and_its_run_goes_on_where_it_stopped
     assert facts["siblings"] == [] and facts["verdict"]["dominated"] is None  # deit_tiny is the smallest of its family
     module = load(out / "pruned" / "arch.json", out / "pruned" / "model.safetensors")
     assert module(torch.randn(2, 1, 32, 32)).shape == (2, 10)
-    onnx = facts["written"]["onnx"]
+    onnx = facts["written"]["export"]
     assert (out / "pruned" / "model.onnx").exists() if onnx["file"] else "not installed" in onnx["why"]
     more = prune(experiment(weights, budget=5), out=out, resume=True)
     assert read(out / "records.jsonl")[: len(records)] == records and more["dense"] == facts["dense"]

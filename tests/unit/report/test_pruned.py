@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from nasvit.errors import RunError
-from nasvit.report.pruned import pruned_section
+from nasvit.report import load
+from nasvit.report.pruned import precision_words, pruned_section, speed_words
+from nasvit.report.render import html, markdown
+from tests.unit.report.make_run import write_run
 
 LATENCY = {"median_ms": 4.0, "ci_low_ms": 3.8, "ci_high_ms": 4.2}
 FACTS: dict[str, Any] = {
@@ -32,7 +39,7 @@ def section(tmp_path: Path, **changes: Any) -> Any:
 
 def test_the_words_hold_target_accuracy_and_what_the_test_images_say(tmp_path: Path) -> None:
     words = section(tmp_path)["words"]
-    assert "2.00 times as fast" in words and "95 % of the target of 2.10 ms" in words and "-2.0 points" in words
+    assert "2.00x faster than the dense model" in words and "95 % of the target of 2.10 ms" in words and "-2.0 points" in words
     assert "299 test images" in words and "87.0 %" in words
     without = section(tmp_path, pruned={**FACTS["pruned"], "test_accuracy": None})
     assert "test images" not in without["words"]
@@ -54,3 +61,46 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     assert pruned_section(SimpleNamespace(path=tmp_path / "none")) is None  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"prune\.json is damaged"):
         section(tmp_path, dense=None)
+    for damaged in ({"written": "it"}, {"pruned": {**FACTS["pruned"], "latency": {**LATENCY, "median_ms": 0}}}):
+        with pytest.raises(RunError, match=r"prune\.json is damaged"):
+            section(tmp_path, **damaged)
+
+
+def test_a_result_that_is_slower_than_the_dense_model_is_called_slower(tmp_path: Path) -> None:
+    def words(ms: float) -> str:
+        return speed_words({**FACTS, "pruned": {"latency": {"median_ms": ms}}})
+
+    assert words(5.2) == "1.30x slower than the dense model" and words(2.5) == "1.60x faster than the dense model"
+    assert words(4.0) == words(4.01) == "as fast as the dense model"
+    slower = section(tmp_path, pruned={**FACTS["pruned"], "latency": {**LATENCY, "median_ms": 5.2}}, target_ms=None)["words"]
+    assert "is 1.30x slower than the dense model, at -2.0 points" in slower and "faster" not in slower
+
+
+def test_what_another_precision_scores_stands_beside_float32() -> None:
+    export = {"file": "model.onnx", "runtime": "onnxruntime", "settings": {"precision": "int8"},
+              "accuracy": {"eager": 0.88, "runtime": 0.8125, "same": 0.9, "images": 400}}
+    words = precision_words({**FACTS, "written": {"export": export}})
+    assert "onnxruntime with int8" in words and "81.25 % on the 400 validation images, and 88.00 % in fp32" in words
+    assert precision_words({**FACTS, "written": {"export": {"file": "model.onnx", "settings": {}}}}) == precision_words(FACTS) == ""
+
+
+def test_pages_hold_recovery_both_attentions_and_the_tokens_picture_and_no_other_file(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    facts = {**FACTS, "written": {"fused": 3e-7, "fused_dense": 2e-7, "tokens": {"file": "tokens.png", "images": 3, "panels": 4}},
+             "recovery": [{"steps": 70, "share_of_dense": 0.1, "accuracy": 0.8312}]}
+    (run / "prune.json").write_text(json.dumps(facts))
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(png, format="PNG")
+    (run / "pruned").mkdir()
+    (run / "pruned" / "tokens.png").write_bytes(png.getvalue())
+    page, text = html(load(run)), markdown(load(run))
+    assert f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"' in page
+    assert "![The tokens of each block](pruned/tokens.png)" in text and "| 70 " in text and "83.12 %" in text
+    for each in (unescape(page), text):
+        assert "Which tokens each block keeps" in each and "Recovery: accuracy" in each
+        assert "agree to 3.0e-07, the dense model's to 2.0e-07" in each
+    (tmp_path / "secret").write_bytes(png.getvalue() + b"secret")
+    for spoil in (lambda p: p.write_text("<script>"), lambda p: p.symlink_to(tmp_path / "secret"), lambda p: None):
+        (run / "pruned" / "tokens.png").unlink(missing_ok=True)
+        spoil(run / "pruned" / "tokens.png")
+        assert "Which tokens" not in html(load(run)) + markdown(load(run))

@@ -11,19 +11,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nasvit.data import Images
 from nasvit.data import load as load_data
 from nasvit.errors import DeviceLostError, MeasurementError, RunError
-from nasvit.pruning import load, prepare, slice_weights, uniform
+from nasvit.experiment import PruneExperiment
+from nasvit.pruning import Dense, load, prepare, save, slice_weights, uniform
+from nasvit.pruning.kept import kept_tokens
 from nasvit.pruning.space import PARTS, PruneSpace
 from nasvit.results.record import TrialRecord
+from nasvit.runtimes import make_runtime
 from nasvit.runtimes.onnxruntime import OnnxRuntime
 from nasvit.search import prune as session
+from nasvit.search import prune_result
 from nasvit.search.prune_choice import choose, compromise, kin, nearer, within
 from nasvit.search.prune_result import write_result
 from tests.pruning_models import make, timm, wake
@@ -34,9 +40,32 @@ IMAGES = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture
-def pruned() -> nn.Module:
-    dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
+def dense() -> Dense:
+    return prepare(make("vit"), name="timm:vit_tiny_patch16_224")
+
+
+@pytest.fixture
+def pruned(dense: Dense) -> nn.Module:
     return slice_weights(dense, uniform(dense.plan.source, keep=0.5, parts=("mlp",)), {})
+
+
+@pytest.fixture
+def place(dense: Dense, tmp_path: Path) -> Path:
+    """Where the result goes, in a run directory that measured on `cpu`."""
+    return begun(dense, tmp_path / "run")
+
+
+def begun(dense: Dense, run: Path, *, device: str = "cpu") -> Path:
+    """What a run leaves before its result: dense model, data and experiment."""
+    save(dense.module, run / "dense")
+    rng = np.random.default_rng(0)
+    (run / "data").mkdir()
+    for part, count in (("train", 40), ("val", 30)):
+        np.savez(run / "data" / f"squares_{part}.npz", images=rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
+                 labels=np.arange(count) % 7)
+    experiment = PruneExperiment(model="timm:vit_tiny_patch16_224", data=str(run / "data"), device=device, image_size=(32, 32))
+    (run / "experiment.yaml").write_text(experiment.to_yaml())
+    return run / "pruned"
 
 
 @pytest.fixture
@@ -44,25 +73,25 @@ def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntime, "missing", lambda self: "onnx is not installed; pip install 'nasvit[onnx]'")
 
 
-def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn.Module, tmp_path: Path) -> None:
+def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn.Module, place: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
-    assert found["onnx"]["file"] == "model.onnx" and found["onnx"]["error"] <= 1e-5 and found["fused"] <= 1e-5
-    session_ = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD)
+    assert found["export"]["file"] == "model.onnx" and found["export"]["error"] <= 1e-5 and found["fused"] <= 1e-5
+    session_ = runtime.InferenceSession(str(place / "model.onnx"), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         truth = pruned(IMAGES[:1])
-        assert torch.equal(load(tmp_path / "arch.json", tmp_path / "model.safetensors")(IMAGES[:1]), truth)
+        assert torch.equal(load(place / "arch.json", place / "model.safetensors")(IMAGES[:1]), truth)
     out = session_.run(None, {session_.get_inputs()[0].name: IMAGES[:1].numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(out), truth, atol=1e-5, rtol=1e-4)
     about = json.loads(session_.get_modelmeta().custom_metadata_map["nasvit"])
     assert {name: about[name] for name in TOLD} == TOLD and about["image_size"] == [32, 32]
-    Image.fromarray((IMAGES[0].permute(1, 2, 0).clamp(0, 1) * 255).byte().numpy()).save(tmp_path / "image.png")
-    done = subprocess.run([sys.executable, tmp_path / "predict.py", tmp_path / "image.png"], capture_output=True, text=True, check=True)
+    Image.fromarray((IMAGES[0].permute(1, 2, 0).clamp(0, 1) * 255).byte().numpy()).save(place / "image.png")
+    done = subprocess.run([sys.executable, place / "predict.py", place / "image.png"], capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 5 and "%" in done.stdout
 
 
-def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Module, tmp_path: Path,
+def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Module, place: Path,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -72,39 +101,39 @@ def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Modu
         write(self, nn.Sequential(module, nn.Softmax(dim=1)), example, path)
 
     monkeypatch.setattr(OnnxRuntime, "write", wrong)
-    found = write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["onnx"]
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD)["export"]
     assert found["file"] is None and "does not compute what torch computes" in found["why"]
-    assert not (tmp_path / "model.onnx").exists() and (tmp_path / "model.safetensors").exists()
+    assert not (place / "model.onnx").exists() and (place / "model.safetensors").exists()
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_without_onnx_it_is_said_what_to_install(pruned: nn.Module, tmp_path: Path) -> None:
-    found = write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["onnx"]
-    assert found == {"file": None, "why": "onnx is not installed; pip install 'nasvit[onnx]'"}
+def test_without_onnx_it_is_said_what_to_install(pruned: nn.Module, place: Path) -> None:
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD)["export"]
+    assert found == {"file": None, "runtime": "onnxruntime", "settings": {}, "why": "onnx is not installed; pip install 'nasvit[onnx]'"}
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(pruned: nn.Module, tmp_path: Path) -> None:
-    assert write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["timm"]["file"] == "timm.safetensors"
-    given = json.loads((tmp_path / "timm.json").read_text())
+def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(pruned: nn.Module, place: Path) -> None:
+    assert write_result(pruned, place, shape=SHAPE, images=TOLD)["timm"]["file"] == "timm.safetensors"
+    given = json.loads((place / "timm.json").read_text())
     model = timm.create_model(given["name"], **given["arguments"]).eval()
-    model.load_state_dict(load_file(tmp_path / "timm.safetensors"))
+    model.load_state_dict(load_file(place / "timm.safetensors"))
     with torch.no_grad():
         torch.testing.assert_close(model(IMAGES), pruned(IMAGES), atol=2e-5, rtol=1e-4)
     dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
     fewer = slice_weights(dense, dense.plan.with_blocks(heads=2), {})
-    found = write_result(fewer, tmp_path / "fewer", shape=SHAPE, images=TOLD)["timm"]
-    assert found["file"] is None and "are not the width" in found["why"] and not (tmp_path / "fewer" / "timm.json").exists()
+    found = write_result(fewer, place, shape=SHAPE, images=TOLD)["timm"]
+    assert found["file"] is None and "are not the width" in found["why"] and not (place / "timm.json").exists()
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_attentions_that_disagree_are_refused_before_anything_is_written(pruned: nn.Module, tmp_path: Path) -> None:
+def test_attentions_that_disagree_are_refused_before_anything_is_written(pruned: nn.Module, place: Path) -> None:
     attention = pruned.blocks[1].attn  # type: ignore[index, union-attr]
     right = attention.forward
     attention.forward = lambda *given, **named: right(*given, **named) * (1.001 if attention.fused else 1.0)
     with pytest.raises(RunError, match="fused and written-out attention differ"):
-        write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
-    assert not list(tmp_path.iterdir())
+        write_result(pruned, place, shape=SHAPE, images=TOLD)
+    assert not place.exists()
 
 
 def test_a_copy_that_is_not_the_dense_model_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +156,7 @@ def test_a_copy_that_is_not_the_dense_model_ends_the_run(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("weight", "output", "good"), [(0.0, 1e-7, True), (0.0, 1e-5, False), (1e-7, 0.0, False)])
 def test_a_file_gives_every_tensor_back_and_the_outputs_but_for_rounding(weight: float, output: float, good: bool, pruned: nn.Module,
-                                                                         tmp_path: Path, no_onnx: None,
+                                                                         place: Path, no_onnx: None,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     def read(arch: Path, weights: Path) -> nn.Module:
         found = load(arch, weights)
@@ -138,10 +167,10 @@ def test_a_file_gives_every_tensor_back_and_the_outputs_but_for_rounding(weight:
 
     monkeypatch.setattr("nasvit.search.prune_result.files.load", read)
     if good:
-        assert write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)["fused"] <= 1e-5
+        assert write_result(pruned, place, shape=SHAPE, images=TOLD)["fused"] <= 1e-5
     else:
         with pytest.raises(RunError, match="does not give back the network"):
-            write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
+            write_result(pruned, place, shape=SHAPE, images=TOLD)
 
 
 def record(accuracy: float, ms: float, *, rung: int = 1) -> TrialRecord:
@@ -262,8 +291,74 @@ def test_probes_are_measured_once_those_that_fail_are_named_and_a_lost_device_en
         session._probed(space, start, {}, path=tmp_path / "probes.json", resume=False)
 
 
-def test_files_of_an_earlier_result_do_not_stay(pruned: nn.Module, tmp_path: Path, no_onnx: None) -> None:
-    for name in ("model.onnx", "predict.py"):
-        (tmp_path / name).write_text("of another network")
-    write_result(pruned, tmp_path, shape=SHAPE, images=TOLD)
-    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "predict.py").exists()
+def test_files_of_an_earlier_result_do_not_stay(pruned: nn.Module, place: Path, no_onnx: None) -> None:
+    place.mkdir()
+    others = ("model.onnx", "model.xml", "model.bin", "predict.py", "tokens.png")
+    for name in others:
+        (place / name).write_text("of another network")
+    write_result(pruned, place, shape=SHAPE, images=TOLD)
+    assert not any((place / name).exists() for name in others)
+
+
+def test_attentions_may_differ_by_twice_what_the_dense_models_do(pruned: nn.Module, dense: Dense, place: Path, no_onnx: None,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    def differ(of_pruned: float, of_dense: float) -> None:
+        monkeypatch.setattr(prune_result, "attentions_differ", lambda module, probe: of_pruned if module is pruned else of_dense)
+
+    for of_pruned, of_dense in ((1.9e-5, 1e-5), (9e-7, 1e-8)):
+        differ(of_pruned, of_dense)
+        found = write_result(pruned, place, shape=SHAPE, images=TOLD)
+        assert (found["fused"], found["fused_dense"]) == (of_pruned, of_dense)
+    differ(2.1e-5, 1e-5)
+    with pytest.raises(RunError, match=r"differ by 2\.1e-05 \(at most 2e-05: the dense model's differ by 1\.0e-05"):
+        write_result(pruned, place, shape=SHAPE, images=TOLD)
+
+
+@pytest.mark.usefixtures("no_onnx")
+@pytest.mark.parametrize("operator", ["merge", "topk_fuse", "slow_fast"])
+def test_a_result_that_selects_tokens_has_a_picture_of_them_and_another_has_none(operator: str, dense: Dense, pruned: nn.Module,
+                                                                                 place: Path) -> None:
+    fewer = slice_weights(dense, uniform(dense.plan.source, keep=1.0, operator=operator, keep_ratio=0.5), {})
+    found = write_result(fewer, place, shape=SHAPE, images=TOLD)["tokens"]
+    assert (found["file"], found["images"]) == ("tokens.png", 3) and found["panels"] >= 1
+    with Image.open(place / "tokens.png") as picture:
+        assert picture.format == "PNG" and picture.height == 3 * (14 + 168 + 30 + 14)
+    assert write_result(pruned, place, shape=SHAPE, images=TOLD)["tokens"] is None and not (place / "tokens.png").exists()
+
+
+@pytest.mark.parametrize("case", ["fsla_only", "evo_deit"])
+def test_a_network_of_a_search_shows_its_segments_and_the_clusters_of_each_blocks_first_head(case: str, tmp_path: Path, no_onnx: None,
+                                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    network: Any = make(case)
+    channels, size = network.arch.in_channels, network.arch.image_size
+    data = Images(torch.zeros(2, channels, *size, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
+    monkeypatch.setattr(prune_result, "load", lambda *_, **__: SimpleNamespace(val=data))
+    found = write_result(network, begun(prepare(network), tmp_path / "run"), shape=(channels, *size),
+                         images={**TOLD, "mean": [0.5] * channels, "std": [0.25] * channels})["tokens"]
+    maps = kept_tokens(network, torch.randn(channels, *size))
+    first = [m for m in maps if m.head == 0]
+    assert (found["panels"], found["images"]) == (len(first), 2) and (len(first) < len(maps)) == (case == "fsla_only")
+
+
+@pytest.mark.parametrize(("runtime", "name"), [("onnxruntime", "model.onnx"), ("openvino", "model.xml")])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_file_is_of_the_runtime_and_precision_that_were_measured(runtime: str, name: str, precision: str, dense: Dense,
+                                                                     pruned: nn.Module, tmp_path: Path) -> None:
+    if (why := make_runtime(runtime, precision=precision).missing()) is not None:
+        pytest.skip(why)
+    place = begun(dense, tmp_path / "run", device=f"cpu/{runtime}?precision={precision}")
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD)
+    made = found["export"]
+    assert (made["file"], made["runtime"], made["settings"]) == (name, runtime, {"precision": precision}) and (place / name).exists()
+    assert (place / "predict.py").exists() and not [p for p in place.glob("model*.onnx") if p.name != name]
+    if precision == "fp32":
+        assert made["error"] <= 1e-5 and "accuracy" not in made
+        return
+    assert 1e-5 < made["error"] <= 0.2 and made["accuracy"]["images"] == 30
+    if runtime == "onnxruntime":
+        import onnx
+
+        model = onnx.load(str(place / name))
+        assert any("Integer" in node.op_type or "Quantize" in node.op_type for node in model.graph.node)
+        about = json.loads({one.key: one.value for one in model.metadata_props}["nasvit"])
+        assert (about["accuracy"], about["accuracy_fp32"]) == (made["accuracy"]["runtime"], made["accuracy"]["eager"])

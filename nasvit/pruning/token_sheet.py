@@ -1,15 +1,20 @@
-"""A picture of which tokens each block of a network keeps, merges or clusters. Takes arrays, gives an image; torch-free."""
+"""A picture of which tokens each block of a network keeps, merges or clusters."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from nasvit.data.augment import Normaliser
+from nasvit.pruning.kept import kept_tokens
 
 Pixels = NDArray[np.uint8]
 PANEL, GAP, LABEL = 168, 14, 30
@@ -25,6 +30,30 @@ class Panel:
     label: str
     kind: str
     places: NDArray[np.int64]
+
+
+def token_picture(module: nn.Module, images: Tensor, *, mean: Iterable[float], std: Iterable[float],
+                  one_head: bool = False) -> tuple[Image.Image, int] | None:
+    """The sheets of uint8 images (N, C, H, W), one under the other, and the panels of each; None where every block sees every token on
+    its own.
+
+    mean, std: how the module takes images. one_head: of FSLA's clusters, which every head has of its own, those of the first.
+    """
+    normalise, sheets, count = Normaliser.of(tuple(mean), tuple(std), device=torch.device("cpu")), [], 0
+    for image in images.split(1):
+        panels = [Panel(label=m.where if m.kind == "clusters" else f"{m.where} ({m.share:.0%})", kind=m.kind, places=m.places.numpy())
+                  for m in kept_tokens(module, normalise(image)) if m.head == 0 or not one_head]
+        if not panels:
+            return None
+        count = len(panels)
+        pixels = image[0].permute(1, 2, 0).numpy()  # (H, W, C)
+        if pixels.shape[2] != 3:
+            pixels = np.repeat(pixels.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+        sheets.append(token_sheet(pixels, panels))
+    picture = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)))
+    for i, sheet in enumerate(sheets):
+        picture.paste(sheet, (0, i * sheet.height))
+    return picture, count
 
 
 def token_sheet(image: Pixels, panels: Sequence[Panel]) -> Image.Image:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nasvit.report.token_sheet import GAP, LABEL, PANEL, Panel, token_sheet
+from nasvit.pruning.token_sheet import GAP, LABEL, PANEL, Panel, token_sheet
 
 IMAGE = np.full((8, 8, 3), 100, dtype=np.uint8)
 
