@@ -191,9 +191,11 @@ def _train_all(subjects: list[Subject], task: Task, *, device: str, reference_ms
     with joined(device=task.device) as world:
         local = f"cuda:{world.local_rank}" if task.device == "cuda" else task.device
         for number, subject in enumerate(subjects, start=1):
-            with Bar(f"{subject.label} ({number} of {len(subjects)})", show=world.first) as bar:
+            bar = Bar(f"{subject.label} ({number} of {len(subjects)})", show=world.first)
+            with bar as report:
                 try:
-                    rows.append(train_in_full(subject, replace(task, device=local), world=world, report=bar, measure_on=measure_on))
+                    rows.append(train_in_full(subject, replace(task, device=local), world=world, report=report, goes_on=bar.goes_on,
+                                              measure_on=measure_on))
                 except KeyboardInterrupt:
                     typer.echo("Interrupted. The same command goes on.", err=True)
                     raise typer.Exit(1) from None
@@ -259,6 +261,14 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
+    def goes_on(self, step: int) -> None:
+        """Say that a killed training is not begun anew."""
+        if self.show:
+            self._say(f"{self.title}: going on from step {step}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def _report(self, moment: Moment) -> None:
         state = f"epoch {moment.epoch:.1f}, loss {moment.loss:.3f}"
         if moment.val_accuracy is not None:
@@ -267,5 +277,4 @@ class Bar:
             self._bar.update(self._task, total=moment.steps, completed=moment.step, state=state)
         elif self.show and (time.monotonic() - self._printed >= LINE_SECONDS or moment.step == moment.steps):
             self._printed = time.monotonic()
-            text = f"{self.title}: step {moment.step} of {moment.steps}, {state}"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{self.title}: step {moment.step} of {moment.steps}, {state}")

@@ -28,9 +28,19 @@ def test_a_log_gets_a_line_at_the_end_with_what_is_known() -> None:
 
 def test_another_process_of_a_training_says_nothing() -> None:
     text = io.StringIO()
-    with Bar("net", show=False, console=Console(file=text, width=200)) as report:
+    bar = Bar("net", show=False, console=Console(file=text, width=200))
+    with bar as report:
+        bar.goes_on(4)
         report(moment(10))
     assert text.getvalue() == ""
+
+
+def test_a_killed_training_says_where_it_goes_on() -> None:
+    text = io.StringIO()
+    bar = Bar("net", show=True, console=Console(file=text, width=200))
+    with bar:
+        bar.goes_on(120)
+    assert text.getvalue() == "net: going on from step 120\n"
 
 
 def test_a_latency_is_predicted_from_the_other_networks_of_the_run_where_there_are_enough(tmp_path: Path) -> None:
