@@ -62,6 +62,14 @@ def test_a_run_becomes_trained_verified_exported_networks(run: Path, capsys: pyt
 
 
 @pytest.mark.slow
+def test_a_searched_network_is_the_backbone_of_the_segmentation_example(run: Path) -> None:
+    import runpy
+
+    before, after = runpy.run_path(str(ROOT / "examples" / "segmentation.py"))["main"]([str(run), "--pick", "best", "--steps", "60"])
+    assert after > before
+
+
+@pytest.mark.slow
 def test_an_arch_file_and_a_timm_model_train_without_a_run(tmp_path: Path, tiny_arch: Arch) -> None:
     (tmp_path / "arch.json").write_text(tiny_arch.to_json())
     (tmp_path / "full.yaml").write_text("epochs: 1\ndrop_path: 0.1\nrecipe: {augment: rand-m5-n1, mixup: 0.2, cutmix: 0.5, ema: 0.9}\n")
