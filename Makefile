@@ -35,7 +35,7 @@ test: lint types floors ## lint, types, floors and the fast tests
 test-slow: $(STAMP) ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
-wheel: $(STAMP) ## a wheel in dist/, installed into an empty environment in an empty folder, and a search there
+wheel: $(STAMP) ## a wheel in dist/, installed into an empty environment in an empty folder, and a search there (PYTHON=python3.13: in that one)
 	rm -rf build dist build-wheel-test
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv build-wheel-test/venv
@@ -46,9 +46,10 @@ wheel: $(STAMP) ## a wheel in dist/, installed into an empty environment in an e
 docs: $(STAMP) ## the site of the documents, in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-canary: ## the fast tests with the newest torch, timm, Optuna and Ray, in an environment of its own (PRE=--pre: pre-releases, too)
+canary: ## the fast tests and those that run Ray with the newest torch, timm, Optuna and Ray, in an environment of its own (PRE=--pre: pre-releases, too)
 	rm -rf .venv-canary
 	$(PYTHON) -m venv .venv-canary
 	.venv-canary/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager $(PRE) -e ".[dev]"
 	.venv-canary/bin/python -m pip list --format=freeze | grep -E '^(torch|torchvision|timm|optuna|ray|numpy|pandas)=='
 	.venv-canary/bin/python -m pytest -m "not slow"
+	.venv-canary/bin/python -m pytest -m slow -k "ray or cluster or tune"

@@ -1,4 +1,4 @@
-"""A searched network as a backbone: timm's features_only view of it under torchvision's feature pyramid and segmentation head.
+"""A searched network as a backbone: the maps of its scales under torchvision's feature pyramid and segmentation head.
 
     python examples/segmentation.py                                # a network sampled from hybrid_tiny, untrained
     python examples/segmentation.py reports/runs/RUN --pick best   # a pick of a run, with its weights
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nasvit
-from nasvit.models import build
+from nasvit.models import Features, build
 from nasvit.space import SearchSpace
 from nasvit.torchvision_ops import ensure
 
@@ -31,15 +31,13 @@ CLASSES = ("ground", "disc", "square", "triangle")
 class Segmenter(nn.Module):
     """(B, C, H, W) -> (B, classes, H, W)."""
 
-    def __init__(self, network: nn.Module, *, classes: int, width: int = 32) -> None:
+    def __init__(self, backbone: Features, *, classes: int, width: int = 32) -> None:
         super().__init__()
         ensure()  # torchvision beside a CPU build of torch
-        from timm.models._features import FeatureGetterNet  # as timm's own builder does
         from torchvision.models.segmentation.fcn import FCNHead
         from torchvision.ops import FeaturePyramidNetwork
 
-        stages = len(network.feature_info)  # type: ignore[arg-type]
-        self.backbone = FeatureGetterNet(network, out_indices=tuple(range(stages)))  # what timm's features_only=True makes
+        self.backbone = backbone
         self.pyramid = FeaturePyramidNetwork(self.backbone.feature_info.channels(), width)
         self.head = FCNHead(width, classes)
 
@@ -97,12 +95,12 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, seed:
         schedule.step()
 
 
-def backbone(run: Path | None, *, pick: str, seed: int) -> nn.Module:
-    """The picked network of a run with its weights, else an untrained sample of hybrid_tiny for 32 px."""
+def backbone(run: Path | None, *, pick: str, seed: int) -> Features:
+    """The maps of the picked network of a run with its weights, else an untrained sample of hybrid_tiny for 32 px."""
     if run is not None:
-        return nasvit.load(run).model(pick)
+        return nasvit.load(run).model(pick, features_only=True)
     space = SearchSpace.load("hybrid_tiny", image_size=(32, 32), in_channels=3, num_classes=len(CLASSES))
-    return build(space.sample(random.Random(seed)), seed=seed)
+    return Features(build(space.sample(random.Random(seed)), seed=seed))
 
 
 def main(arguments: list[str] | None = None) -> tuple[float, float]:
@@ -113,11 +111,11 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=24)
     given = parser.parse_args(arguments)
-    network = backbone(given.run, pick=given.pick, seed=given.seed)
-    arch = network.arch
+    features = backbone(given.run, pick=given.pick, seed=given.seed)
+    arch = features.model.arch
     made = {"size": arch.image_size, "channels": arch.in_channels}
     train_set, test_set = shapes(512, **made, seed=given.seed), shapes(128, **made, seed=given.seed + 1)
-    model = Segmenter(network, classes=len(CLASSES))
+    model = Segmenter(features, classes=len(CLASSES))
     before = mean_iou(model, *test_set)
     train(model, *train_set, steps=given.steps, seed=given.seed)
     after = mean_iou(model, *test_set)

@@ -86,11 +86,20 @@ class OpenRun:
         """The Arch of a pick; in a notebook it draws itself."""
         return self.record(what).network()
 
-    def model(self, what: str = "knee") -> nn.Module:
-        """The network of a pick with its weights, in eval mode: trained in full where `nasvit train` did, else as the search left it."""
-        from nasvit.finals.searched import load_best
+    def model(self, what: str = "knee", *, features_only: bool = False) -> nn.Module:
+        """The network of a pick with its weights, in eval mode: trained in full where `nasvit train` did, else as the search left it.
 
-        return load_best(self.run.path, self.record(what), self.run.experiment, self.run.env).module
+        (B, in_channels, H, W) -> logits (B, num_classes); with features_only `nasvit.models.Features`: -> one map
+        (B, channels, H / reduction, W / reduction) for each scale, the finest first, described by its `feature_info`.
+        """
+        from nasvit.finals.searched import load_best
+        from nasvit.models import Features, Network
+
+        found = load_best(self.run.path, self.record(what), self.run.experiment, self.run.env).module
+        if not features_only:
+            return found
+        assert isinstance(found, Network)  # what a record's Arch builds
+        return Features(found).eval()
 
     def compare(self, *others: OpenRun | Path | str) -> Comparison:
         """This run beside others: in a notebook the fronts in one picture and the table; `.table` is the frame."""

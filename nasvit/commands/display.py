@@ -62,7 +62,8 @@ class Display:
 def line(snapshot: Snapshot) -> str:
     """The snapshot in one line, for a log."""
     best = max((accuracy for _, accuracy in snapshot.front), default=None)
-    parts = [f"{snapshot.evaluated}/{snapshot.budget} evaluated", f"{snapshot.rejected} rejected", f"{snapshot.failed} failed",
+    of = f"{snapshot.of}: " if snapshot.of else ""
+    parts = [f"{of}{snapshot.evaluated}/{snapshot.budget} evaluated", f"{snapshot.rejected} rejected", f"{snapshot.failed} failed",
              "rungs " + "/".join(map(str, snapshot.per_rung)), f"front {len(snapshot.front)}",
              f"best {best:.2%}" if best is not None else "best -", f"hypervolume {snapshot.hypervolume:.4g}",
              f"elapsed {duration(snapshot.elapsed_s)}"]
@@ -106,6 +107,7 @@ def picture(snapshot: Snapshot, *, title: str) -> Panel:
     body.add_row(Text("\n".join(plot(snapshot.front)), no_wrap=True), Group(facts, Text(), bands))
     notes = [Text(note, style="yellow") for note in snapshot.notes]
     nodes = [Text(f"workers at work: {places(snapshot)}", style="dim")] if snapshot.nodes else []
+    title = f"{title}: {snapshot.of}" if snapshot.of else title
     return Panel(Group(top, Text(), body, *nodes, *notes), title=Text(title), title_align="left", border_style="dim")
 
 

@@ -25,6 +25,8 @@ LINE_SECONDS = 10.0
 PREDICTS_FROM = 20
 """Measured networks from which a latency is predicted."""
 TRAINED = Path("reports/trained")
+MEANT_ANYWHERE = ("knee", "best", "all")
+"""Picks that any run has one of; ids and trials are of one run."""
 
 
 def train(
@@ -41,7 +43,7 @@ def train(
     teacher: Annotated[str | None, typer.Option(help="Distil from timm:NAME[@CHECKPOINT] or the folder of a full training.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also the run's named baselines and the same pick of its random "
-                                                                "search.")] = False,
+                                                                "search (of an id: its front's nearest in latency).")] = False,
     device: Annotated[str | None, typer.Option(help="Where latency is measured afterwards (default: the run's device, else cpu).")] = None,
     train_on: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is a GPU).")] = None,
     out: Annotated[Path | None, typer.Option(help=f"Parent of train/ID (default: the run, else {TRAINED}).")] = None,
@@ -81,7 +83,8 @@ def _of_run(path: Path, *, pick: str, baselines: bool, plan: FinalPlan, device: 
         subjects += _named(run)
         if run.random is not None:
             known = {subject.id for subject in subjects}
-            subjects += [subject for subject in _picked(run.random, pick, origin="random") if subject.id not in known]
+            rivals = _picked(run.random, _beside(run, run.random, pick), origin="random")
+            subjects += [subject for subject in rivals if subject.id not in known]
     spec, seed = str(run.experiment["data"]), int(run.experiment.get("seed", 0))
     data = load_data(spec, seed=seed, image_size=(int(size[0]), int(size[1])))
     if data.fingerprint != run.env["data"].get("fingerprint"):
@@ -121,6 +124,20 @@ def _picked(run: Run, what: str, *, origin: str) -> list[Subject]:
     from nasvit.report.picks import pick
 
     return [Subject.of_arch(record.network(), origin=origin, **_known(record), **_predicted(run, record)) for record in pick(run, what)]
+
+
+def _beside(run: Run, random: Run, what: str) -> str:
+    """The pick of the random search that stands beside `what`: the same words; for a network by its id or trial, which mean nothing there,
+    the network of the random front nearest in latency (the first cost, where none is measured), at most as slow where there is one."""
+    from nasvit.report.picks import pick
+
+    words, cost = [word.strip() for word in what.split(",")], run.axes[0]
+    front = random.front.sort_values(cost)
+    for place, word in enumerate(words):
+        if word not in MEANT_ANYWHERE and not word.startswith("max-latency:") and len(front):
+            within = front[front[cost] <= pick(run, word)[0].objectives[cost]]
+            words[place] = str((within if len(within) else front.head(1))["arch_id"].iloc[-1])
+    return ",".join(words)
 
 
 def _named(run: Run) -> list[Subject]:
@@ -177,9 +194,11 @@ def _train_all(subjects: list[Subject], task: Task, *, device: str, reference_ms
     with joined(device=task.device) as world:
         local = f"cuda:{world.local_rank}" if task.device == "cuda" else task.device
         for number, subject in enumerate(subjects, start=1):
-            with Bar(f"{subject.label} ({number} of {len(subjects)})", show=world.first) as bar:
+            bar = Bar(f"{subject.label} ({number} of {len(subjects)})", show=world.first)
+            with bar as report:
                 try:
-                    rows.append(train_in_full(subject, replace(task, device=local), world=world, report=bar, measure_on=measure_on))
+                    rows.append(train_in_full(subject, replace(task, device=local), world=world, report=report, goes_on=bar.goes_on,
+                                              measure_on=measure_on))
                 except KeyboardInterrupt:
                     typer.echo("Interrupted. The same command goes on.", err=True)
                     raise typer.Exit(1) from None
@@ -245,6 +264,14 @@ class Bar:
         if self._bar is not None:
             self._bar.stop()
 
+    def goes_on(self, step: int) -> None:
+        """Say that a killed training is not begun anew."""
+        if self.show:
+            self._say(f"{self.title}: going on from step {step}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def _report(self, moment: Moment) -> None:
         state = f"epoch {moment.epoch:.1f}, loss {moment.loss:.3f}"
         if moment.val_accuracy is not None:
@@ -253,5 +280,4 @@ class Bar:
             self._bar.update(self._task, total=moment.steps, completed=moment.step, state=state)
         elif self.show and (time.monotonic() - self._printed >= LINE_SECONDS or moment.step == moment.steps):
             self._printed = time.monotonic()
-            text = f"{self.title}: step {moment.step} of {moment.steps}, {state}"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{self.title}: step {moment.step} of {moment.steps}, {state}")

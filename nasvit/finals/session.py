@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -46,11 +45,11 @@ class Task:
 
 
 def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report: Callable[[Moment], None] | None = None,
-                  measure_on: Callable[[], Device] | None = None) -> dict[str, Any]:
+                  goes_on: Callable[[int], object] = lambda step: None, measure_on: Callable[[], Device] | None = None) -> dict[str, Any]:
     """Train into `task.folder / subject.id` and return its metrics; a killed training goes on, a finished one is only read.
 
-    The test split is read once, at the end. measure_on: opens the device on which the latency is measured afterwards, by the first
-    process alone. Raises RunError where the folder holds a training of another plan.
+    The test split is read once, at the end. goes_on: hears the step a killed training goes on from. measure_on: opens the device on which
+    the latency is measured afterwards, by the first process alone. Raises RunError where the folder holds a training of another plan.
     """
     place = task.folder / subject.id
     known = known_plan(subject, task)
@@ -63,8 +62,7 @@ def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report:
         per_epoch = max(1, len(task.data.train) // min(task.recipe.batch_size, len(task.data.train)))
         every = min(per_epoch, 50)
         looks = max(1, round(task.plan.validate_epochs * per_epoch / every)) * every
-        watch = Watch(report=history.report if history else _nothing, every=every, validate_every=looks)
-        clock = time.perf_counter()
+        watch = Watch(report=history.report if history else _nothing, every=every, validate_every=looks, goes_on=goes_on)
         # processes that wait for each other must not wait for the machine lock as well
         guard = machine_lock.training if world.size == 1 else nullcontext
         result = train(module, task.data, steps=steps, seed=task.plan.seed, recipe=task.recipe, device=task.device, teacher=teacher,
@@ -72,7 +70,7 @@ def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report:
                        checkpoint=Checkpoint(path=place / STATE, every_s=task.plan.checkpoint_s))
         if history is not None:
             history.close()
-            _finish(place, subject, task, module, trained={**asdict(result), "session_seconds": time.perf_counter() - clock})
+            _finish(place, subject, task, module, trained=asdict(result))
     world.meet()
     metrics = read_metrics(place)
     if measure_on is not None and world.first and metrics.get("latency") is None:
@@ -142,7 +140,7 @@ def _finish(place: Path, subject: Subject, task: Task, module: nn.Module, *, tra
         tested = {"test_accuracy": None, "test_loss": None, "test_images": 0, "test_missing": str(error)}
     metrics = {"id": subject.id, "label": subject.label, "model": subject.model, **tested, "val_accuracy": trained["accuracy"],
                "val_loss": trained["val_loss"], "train_loss": trained["loss"], "steps": trained["steps"], "epochs": trained["epochs"],
-               "seconds": trained["session_seconds"], "searched": dict(subject.searched), **_counted(module, task), "latency": None,
+               "seconds": trained["seconds"], "searched": dict(subject.searched), **_counted(module, task), "latency": None,
                "data": {"name": data.name, "spec": task.data_spec, "fingerprint": data.fingerprint, "image_size": list(data.image_size),
                         "mean": list(data.mean), "std": list(data.std), "class_names": list(data.class_names)},
                "plan": task.plan.model_dump(mode="json"), "recipe": asdict(task.recipe), "versions": task.versions or {}}

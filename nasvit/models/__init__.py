@@ -1,7 +1,8 @@
-"""Networks of the search: `build(arch, seed=...)`, and the registry of token mixers."""
+"""Networks of the search: `build(arch, seed=...)`, `Features(network)` as a backbone, and the registry of token mixers."""
 
 from nasvit.models.build import build
+from nasvit.models.features import Features
 from nasvit.models.mixers import MIXERS
 from nasvit.models.network import Network
 
-__all__ = ["MIXERS", "Network", "build"]
+__all__ = ["MIXERS", "Features", "Network", "build"]

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -70,6 +71,12 @@ class TrialRecord:
     def has_arch(self) -> bool:
         """Whether the network is described by an Arch: not for a named baseline, nor for a pruned model that a Plan describes."""
         return self.arch is not None and "source" not in self.arch
+
+    def _repr_html_(self) -> str:
+        """In a notebook: which it is and what it scored; `.network()` draws itself."""
+        status = f"{self.status} at rung {self.rung}" + (f": {self.reason}" if self.reason else "")
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.objectives.items())
+        return f"<div><b>trial {self.trial}, {escape(self.label or self.arch_id)}</b><br>{escape(status)}<br>{escape(figures)}</div>"
 
     def network(self) -> Arch:
         """The Arch of the record; raises RunError where there is none (see `has_arch`)."""

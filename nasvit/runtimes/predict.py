@@ -1,29 +1,39 @@
-"""The predict.py that goes with an exported file: it needs numpy, pillow and the runtime, and neither torch nor nasvit."""
+"""The predict.py that goes with an exported file: it needs numpy and the runtime, and neither torch nor nasvit.
+
+A picture is read by pillow; an image in a .npy file needs nothing more.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_HEAD = '''"""Classify an image: python predict.py IMAGE [MODEL]. Needs numpy, pillow and {runtime}. Written by nasvit."""
+_HEAD = '''"""Classify an image: python predict.py IMAGE [MODEL]. Needs numpy, {package} and, but for .npy, pillow. Written by nasvit."""
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 {imports}
-from PIL import Image, ImageOps
 
+if len(sys.argv) not in (2, 3) or not all(Path(name).is_file() for name in sys.argv[1:]):
+    sys.exit("usage: python predict.py IMAGE [MODEL]; two files that are there, IMAGE a .npy of (H, W, C) uint8 or, with pillow, a picture")
 image = sys.argv[1]
 model = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).with_name("{file}"))
 {open}
 
 height, width = about["image_size"]
-with Image.open(image) as opened:
-    if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
-        opened = Image.fromarray((np.asarray(opened).clip(0, 65535) >> 8).astype(np.uint8))
-    picture = ImageOps.exif_transpose(opened).convert("L" if about["channels"] == 1 else "RGB")
-picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC)  # resized to cover, centre crop
-x = np.asarray(picture, dtype=np.float32).reshape(height, width, about["channels"]) / 255
+if image.endswith(".npy"):
+    x = np.load(image)
+    if x.dtype != np.uint8 or x.shape != (height, width, about["channels"]):
+        sys.exit(f"{{image}} is {{x.dtype}} {{x.shape}}; a .npy must be uint8 of (H, W, C) = {{(height, width, about['channels'])}}")
+else:
+    from PIL import Image, ImageOps
+    with Image.open(image) as opened:
+        if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
+            opened = Image.fromarray((np.asarray(opened).clip(0, 65535) >> 8).astype(np.uint8))
+        picture = ImageOps.exif_transpose(opened).convert("L" if about["channels"] == 1 else "RGB")
+    x = ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC)  # resized to cover, centre crop
+x = np.asarray(x, dtype=np.float32).reshape(height, width, about["channels"]) / 255
 x = (x - np.float32(about["mean"])) / np.float32(about["std"])
 x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
 {run}
@@ -35,20 +45,24 @@ for index in np.argsort(-chances)[:5]:
 
 _SIDECAR = 'about = json.loads(Path(model + ".json").read_text(encoding="utf-8"))'
 
-# runtime: (imports, how it is opened, how it runs x)
+# runtime: (package, imports, how it is opened, how it runs x)
 _PARTS = {
-    "onnxruntime": ("import onnxruntime as ort",
+    "onnxruntime": ("onnxruntime", "import onnxruntime as ort",
                     'session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])\n'
                     'about = json.loads(session.get_modelmeta().custom_metadata_map["nasvit"])',
                     "logits = session.run(None, {session.get_inputs()[0].name: x})[0][0]"),
-    "openvino": ("import openvino as ov",
+    "openvino": ("openvino", "import openvino as ov",
                  'compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})\n' + _SIDECAR,
                  "logits = compiled(x)[0][0]"),
+    "litert": ("ai-edge-litert", "from ai_edge_litert.interpreter import Interpreter",
+               "interpreter = Interpreter(model_path=model)\ninterpreter.allocate_tensors()\n" + _SIDECAR,
+               'interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)\ninterpreter.invoke()\n'
+               'logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]'),
 }
 PREDICTABLE = tuple(sorted(_PARTS))
 
 
 def predict_script(runtime: str, *, file: Path) -> str:
     """The text of predict.py for a file of this runtime, one of PREDICTABLE."""
-    imports, opening, run = _PARTS[runtime]
-    return _HEAD.format(runtime=runtime, imports=imports, file=file.name, open=opening, run=run)
+    package, imports, opening, run = _PARTS[runtime]
+    return _HEAD.format(package=package, imports=imports, file=file.name, open=opening, run=run)

@@ -112,7 +112,7 @@ def fly(space: SearchSpace, data: DataSet, *, base: int, seed: int, recipe: Reci
     accuracy: dict[int, float] = {}
     done, cycle, spent = 0, FIRST, 0.0
     while True:
-        told(f"for the length of the rungs: a first network is trained for {cycle} steps more than {done}")
+        told(f"for the length of the rungs: a first network is trained for {cycle} steps" + (f" more than {done}" if done else ""))
         try:
             score = short_train.fit(module, data, budget=cycle, seed=derive_seed(seed, arch.id, "pilot", done), recipe=recipe,
                                     device=device, step_guard=step_guard, steps_before=done)

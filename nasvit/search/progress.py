@@ -19,7 +19,7 @@ class Snapshot:
     hypervolume: of the front, against the worst values seen so far. front: (latency_ms, accuracy), fastest first.
     elapsed_s: of this session. eta_s: None while nothing is known. last: the record that came last.
     stopped_because: None while the search goes on. notes: what the user must know, of the space and of what happens.
-    nodes: the machines of a cluster that workers are on just now.
+    nodes: the machines of a cluster that workers are on just now. of: what these figures are of, where not of the search itself.
     """
 
     budget: int
@@ -37,6 +37,7 @@ class Snapshot:
     stopped_because: str | None = None
     notes: tuple[str, ...] = ()
     nodes: tuple[Node, ...] = ()
+    of: str = ""
 
 
 Progress = Callable[[Snapshot], None]

@@ -90,7 +90,12 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
         twin = experiment.model_copy(update=plain | ({"budget": summary["evaluated"]} if experiment.stop == "plateau" else {}))
         twin = left(twin, gone) if gone else twin
         place = out / "baselines" / "random"
-        other = run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=progress, evaluate=evaluate,
+
+        def of_random(now: Snapshot) -> None:
+            if progress is not None:
+                progress(replace(now, of="random baseline"))
+
+        other = run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=of_random, evaluate=evaluate,
                     reference_ms=bound.settings.reference_ms)
         if other["stopped_because"] == "interrupted":
             summary = {**summary, "stopped_because": "interrupted"}

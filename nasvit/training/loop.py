@@ -36,8 +36,8 @@ _GPU_CHECK = 16  # a look at the loss waits for the GPU, so there only every so 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`accuracy` is validation top-1 (0..1); `loss` the mean training loss of the last tenth of the steps; `seconds` wall time in all;
-    `history` at most HISTORY entries {"step", "loss", "lr"}."""
+    """`accuracy` is validation top-1 (0..1); `loss` the mean training loss of the last tenth of the steps; `seconds` wall time in
+    all, that of killed sessions up to their last checkpoint included; `history` at most HISTORY entries {"step", "loss", "lr"}."""
 
     accuracy: float
     loss: float
@@ -51,7 +51,7 @@ class TrainResult:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """Where a training stands after `step` of `steps`: loss is the mean since the last Moment; the validation figures are None where
-    none were taken. seconds: since this process began to train."""
+    none were taken. seconds: of training, that of killed sessions up to their last checkpoint included."""
 
     step: int
     steps: int
@@ -65,11 +65,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """`report` gets a Moment every `every` steps, with validation figures every `validate_every` steps (a multiple; 0: never)."""
+    """`report` gets a Moment every `every` steps, with validation figures every `validate_every` steps (a multiple; 0: never).
+    `goes_on` hears the step from which a killed training goes on."""
 
     report: Callable[[Moment], None]
     every: int
     validate_every: int = 0
+    goes_on: Callable[[int], object] = lambda step: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +128,15 @@ def train(
     numerics = Numerics.of(where, recipe)
     numerics.place(module)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        losses, epochs = _run(module, data, steps=steps, seed=seed, recipe=recipe, numerics=numerics, teacher=teacher,
-                              step_guard=step_guard, steps_before=steps_before, checkpoint=checkpoint, watch=watch, world=world)
+        losses, epochs, before = _run(module, data, steps=steps, seed=seed, recipe=recipe, numerics=numerics, teacher=teacher,
+                                      step_guard=step_guard, steps_before=steps_before, checkpoint=checkpoint, watch=watch, world=world)
         history, loss = _history(losses, steps=steps, recipe=recipe)
         accuracy, val_loss = evaluate(module, data.val, data=data, device=device, step_guard=step_guard, recipe=recipe)
     if not math.isfinite(val_loss):
         raise TrainingError(f"the validation loss is {val_loss} after step {steps} of {steps} (lr {recipe.lr:g}); lower the recipe's lr "
                             "or set clip_grad")
     return TrainResult(accuracy=accuracy, loss=loss, val_loss=val_loss, steps=steps, epochs=epochs,
-                       seconds=time.perf_counter() - started, history=history)
+                       seconds=before + time.perf_counter() - started, history=history)
 
 
 @torch.no_grad()
@@ -162,8 +164,8 @@ def evaluate(
 def _run(
     module: nn.Module, data: DataSet, *, steps: int, seed: int, recipe: Recipe, numerics: Numerics, teacher: nn.Module | None,
     step_guard: StepGuard, steps_before: int, checkpoint: Checkpoint | None, watch: Watch | None, world: World,
-) -> tuple[list[float], float]:
-    """The loop. Returns the loss of every step, and the epochs they were."""
+) -> tuple[list[float], float, float]:
+    """The loop. Returns the loss of every step, the epochs they were, and the seconds of earlier sessions."""
     parts, device = _parts(module, recipe=recipe, numerics=numerics), numerics.device
     if teacher is not None:
         teacher.to(device).eval()
@@ -171,10 +173,14 @@ def _run(
         _check_logits(module, data, numerics=numerics)
     examples = Examples(data, seed=seed, recipe=recipe, device=device, steps_before=steps_before, parts=recipe.accumulate * world.size)
     about = identity(module, data, steps=steps, seed=seed, recipe=recipe, parts=examples.parts)
-    losses = [] if checkpoint is None else [loss.to(device) for loss in restore(checkpoint.path, parts, about=about)]
+    known, before = ([], 0.0) if checkpoint is None else restore(checkpoint.path, parts, about=about)
+    losses = [loss.to(device) for loss in known]
+    if losses and watch is not None:
+        watch.goes_on(len(losses))
     runner = _runner(module, device=device, world=world)
     module.train()
-    began = saved = time.monotonic()
+    saved = time.monotonic()
+    began = saved - before
     for step in range(len(losses), steps):
         with step_guard():
             lr = learning_rate(step, steps=steps, recipe=recipe)
@@ -189,13 +195,13 @@ def _run(
                             loss=float(torch.stack(losses[step // watch.every * watch.every :]).mean()))
             watch.report(_validated(moment, watch, parts, data, recipe=recipe, device=device, step_guard=step_guard))
         if checkpoint is not None and world.first and time.monotonic() - saved >= checkpoint.every_s:
-            save(checkpoint.path, parts, losses=losses, about=about)
+            save(checkpoint.path, parts, losses=losses, seconds=time.monotonic() - began, about=about)
             saved = time.monotonic()
     if checkpoint is not None and world.first:
-        save(checkpoint.path, parts, losses=losses, about=about)
+        save(checkpoint.path, parts, losses=losses, seconds=time.monotonic() - began, about=about)
     if parts.average is not None:
         parts.average.keep()
-    return [float(v) for v in losses], steps * examples.epochs
+    return [float(v) for v in losses], steps * examples.epochs, before
 
 
 def _parts(module: nn.Module, *, recipe: Recipe, numerics: Numerics) -> Parts:

@@ -48,25 +48,25 @@ def identity(module: nn.Module, data: DataSet, *, steps: int, seed: int, recipe:
     return {"steps": steps, "seed": seed, "recipe": asdict(recipe), "data": data.fingerprint, "network": network, "parts": parts}
 
 
-def save(path: Path, parts: Parts, *, losses: list[Tensor], about: Mapping[str, Any]) -> None:
-    """Write the state after `len(losses)` steps: under a temporary name, synced, then renamed."""
+def save(path: Path, parts: Parts, *, losses: list[Tensor], seconds: float, about: Mapping[str, Any]) -> None:
+    """Write the state after `len(losses)` steps and `seconds` of training: under a temporary name, synced, then renamed."""
     tensors = {f"module.{name}": value for name, value in parts.module.state_dict().items()}
     tensors["losses"] = torch.stack(losses).float()
     for number, entry in parts.optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{number}.{key}": value for key, value in entry.items()})
     if parts.average is not None:
         tensors.update({f"average.{number}": value for number, value in enumerate(parts.average.mean)})
-    header = {"step": len(losses), "identity": dict(about), "scaler": parts.scaler.state_dict()}
+    header = {"step": len(losses), "seconds": seconds, "identity": dict(about), "scaler": parts.scaler.state_dict()}
     write_weights(path, tensors, metadata={"nasvit": json.dumps(header)})
 
 
-def restore(path: Path, parts: Parts, *, about: Mapping[str, Any]) -> list[Tensor]:
-    """Set every part as it was saved; returns the losses so far, one per step (empty where there is no file).
+def restore(path: Path, parts: Parts, *, about: Mapping[str, Any]) -> tuple[list[Tensor], float]:
+    """Set every part as it was saved; returns the losses so far, one per step, and the seconds they took (none where there is no file).
 
     Raises RunError for a state of another training, CheckpointError for a damaged file.
     """
     if not path.exists():
-        return []
+        return [], 0.0
     verify(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -91,4 +91,4 @@ def restore(path: Path, parts: Parts, *, about: Mapping[str, Any]) -> list[Tenso
                 mean.copy_(tensors[f"average.{number}"])
     if header["scaler"]:
         parts.scaler.load_state_dict(header["scaler"])
-    return list(tensors["losses"].unbind())
+    return list(tensors["losses"].unbind()), float(header.get("seconds", 0.0))  # an earlier version kept no seconds

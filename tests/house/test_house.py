@@ -72,6 +72,24 @@ def test_links_between_files_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
 
 
+def test_the_wheels_environment_is_of_the_interpreter_that_is_asked_for() -> None:
+    said = subprocess.run(["make", "-n", "wheel", "PYTHON=python3.99"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "python3.99 -m venv build-wheel-test/venv" in said
+
+
+@pytest.mark.slow
+def test_the_canary_runs_the_tests_that_start_a_cluster_of_ray() -> None:
+    """All of those are slow, so `-m "not slow"` alone would try a new Ray on none of them."""
+    said = subprocess.run(["make", "-n", "canary"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    (words,) = re.findall(r"pytest -m slow -k \"([^\"]+)\"", said)
+    found = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "-m", "slow", "-k", words,
+                            "tests/integration/test_cluster.py", "tests/conformance/test_engines.py", "tests/unit/test_tune.py"],
+                           capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for test in ("test_a_real_search_measures_and_trains", "test_a_dead_worker_fails_only_its_own_future_and_is_replaced[ray]",
+                 "test_a_real_tuner_runs_trials_of_a_space"):
+        assert test in found
+
+
 def test_every_make_command_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))

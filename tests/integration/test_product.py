@@ -42,11 +42,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_run_becomes_trained_verified_exported_networks(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
-    assert cli.main(["train", str(run), "--pick", "knee,best", "--epochs", "1", "--baselines"]) == 0
+    best = nasvit.load(run).arch("best").id
+    assert cli.main(["train", str(run), "--pick", f"knee,{best}", "--epochs", "1", "--baselines"]) == 0
     labels = {json.loads(path.read_text())["label"] for path in run.glob("train/*/metrics.json")}
     opened = nasvit.load(run)
     assert {opened.arch("knee").id, opened.arch("best").id, "timm:test_vit"} <= labels
     finals = opened.finals.set_index("label")
+    assert "random" in set(finals["origin"])
     assert finals.at["timm:test_vit", "origin"] == "baseline" and finals["test_accuracy"].notna().all() and finals["latency_ms"].gt(0).all()
     assert "After full training" in (run / "report.html").read_text()
     capsys.readouterr()
@@ -57,6 +59,14 @@ def test_a_run_becomes_trained_verified_exported_networks(run: Path, capsys: pyt
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "predict.py"}
     assert cli.main(["compare", str(run), str(run / "baselines" / "random"), "--out", str(run / "comparison")]) == 0
     assert (run / "comparison" / "compare.png").exists()
+
+
+@pytest.mark.slow
+def test_a_searched_network_is_the_backbone_of_the_segmentation_example(run: Path) -> None:
+    import runpy
+
+    before, after = runpy.run_path(str(ROOT / "examples" / "segmentation.py"))["main"]([str(run), "--pick", "best", "--steps", "60"])
+    assert after > before
 
 
 @pytest.mark.slow

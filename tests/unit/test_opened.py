@@ -46,6 +46,15 @@ def test_a_notebook_shows_the_run_its_front_and_its_network(path: Path) -> None:
     assert "trials" in repr(run)
 
 
+def test_a_notebook_shows_a_record_in_a_few_words(path: Path) -> None:
+    record = nasvit.load(path).best()
+    text = record._repr_html_()
+    assert record.arch_id in text and f"trial {record.trial}" in text and f"accuracy {record.objectives['accuracy']:.4g}" in text
+    assert len(text) < 300
+    failed = replace(record, status="failed", label="<b>x", reason="the loss became nan", objectives={})._repr_html_()
+    assert "&lt;b&gt;x" in failed and "failed at rung" in failed and "the loss became nan" in failed
+
+
 def test_two_runs_compare(path: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", trials=40, seed=3, baselines=False)
     by_run, by_path = nasvit.load(path).compare(nasvit.load(other)), nasvit.load(path).compare(other)
@@ -71,6 +80,11 @@ def test_a_model_comes_with_the_weights_of_the_search_until_it_is_trained_in_ful
     found = run.model("best")
     with torch.no_grad():
         assert not found.training and torch.equal(found(x), module.eval()(x))
+    features = run.model("best", features_only=True)
+    with torch.no_grad():
+        maps, info = features(x), features.feature_info
+        assert not features.training and torch.equal(maps[-1], module.forward_intermediates(x, intermediates_only=True)[-1])
+        assert [(m.shape[1], 16 // m.shape[2]) for m in maps] == list(zip(info.channels(), info.reduction(), strict=True))
     digits = data.load("digits", seed=7, image_size=(16, 16))
     plan = FinalPlan(epochs=0.1)
     task = Task(data=digits, data_spec="digits", split_seed=7, plan=plan, recipe=plan.full_recipe({}), folder=path / "train")

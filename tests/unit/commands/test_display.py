@@ -26,6 +26,13 @@ def test_the_line_has_every_figure() -> None:
     assert "best -" in line(snap(front=(), best=(), eta_s=None))
 
 
+def test_the_figures_of_a_baseline_are_said_to_be_its_own() -> None:
+    assert line(snap()).startswith("12/60") and line(snap(of="random baseline")).startswith("random baseline: 12/60 evaluated")
+    console = Console(file=io.StringIO(), width=110)
+    console.print(picture(snap(of="random baseline"), title="t"))
+    assert "t: random baseline" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(None, "?"), (float("inf"), "?"), (0.4, "0s"), (59.6, "1m00s"), (3725, "1h02m"), (-3, "0s")])
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text

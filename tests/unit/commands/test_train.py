@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from nasvit.commands.train import Bar, _predicted
+from nasvit.commands.train import Bar, _beside, _picked, _predicted
 from nasvit.report import load
+from nasvit.report.picks import pick
 from nasvit.training import Moment
 from tests.unit.report.make_run import write_run
 
@@ -26,9 +28,19 @@ def test_a_log_gets_a_line_at_the_end_with_what_is_known() -> None:
 
 def test_another_process_of_a_training_says_nothing() -> None:
     text = io.StringIO()
-    with Bar("net", show=False, console=Console(file=text, width=200)) as report:
+    bar = Bar("net", show=False, console=Console(file=text, width=200))
+    with bar as report:
+        bar.goes_on(4)
         report(moment(10))
     assert text.getvalue() == ""
+
+
+def test_a_killed_training_says_where_it_goes_on() -> None:
+    text = io.StringIO()
+    bar = Bar("net", show=True, console=Console(file=text, width=200))
+    with bar:
+        bar.goes_on(120)
+    assert text.getvalue() == "net: going on from step 120\n"
 
 
 def test_a_latency_is_predicted_from_the_other_networks_of_the_run_where_there_are_enough(tmp_path: Path) -> None:
@@ -37,3 +49,24 @@ def test_a_latency_is_predicted_from_the_other_networks_of_the_run_where_there_a
     assert found["predicted_low_ms"] <= found["predicted_ms"] <= found["predicted_high_ms"]
     assert found["predicted_ms"] == pytest.approx(run.best().objectives["latency_ms"], rel=0.8)
     assert _predicted(load(write_run(tmp_path / "few", trials=15, baselines=False)), run.best()) == {}
+
+
+def test_beside_a_network_by_id_or_trial_stands_the_random_fronts_nearest_in_latency(tmp_path: Path) -> None:
+    run = load(write_run(tmp_path / "run", trials=60))
+    assert run.random is not None
+    times = sorted(run.random.front["latency_ms"])
+    for record in (pick(run, f"trial:{trial}")[0] for trial in run.front["trial"]):
+        found = _beside(run, run.random, record.arch_id)
+        assert found == _beside(run, run.random, f"trial:{record.trial}") == _beside(run, run.random, record.arch_id[:6])
+        latency = pick(run.random, found)[0].objectives["latency_ms"]
+        assert latency == max((ms for ms in times if ms <= record.objectives["latency_ms"]), default=times[0])
+        assert _picked(run.random, found, origin="random")[0].searched["origin"] == "random"
+    assert _beside(run, run.random, "knee, best,all,max-latency:2ms") == "knee,best,all,max-latency:2ms"
+    assert _beside(run, run.random, f"knee,{run.best().arch_id}").startswith("knee,")
+
+
+def test_beside_a_network_faster_than_all_of_the_random_front_stands_its_fastest(tmp_path: Path) -> None:
+    run = load(write_run(tmp_path / "run", trials=60))
+    assert run.random is not None
+    slow = run.random.front.assign(latency_ms=run.random.front["latency_ms"] + 100)
+    assert _beside(run, replace(run.random, front=slow), run.best().arch_id) == slow.sort_values("latency_ms")["arch_id"].iloc[0]

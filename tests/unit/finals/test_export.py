@@ -78,10 +78,7 @@ def test_predict_py_says_of_an_image_file_what_torch_says(name: str, channels: i
     export(one, runtime=runtime(name), folder=tmp_path / "out")
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 255, (50, 40, 3), dtype=np.uint8))
     picture.save(tmp_path / "image.png")
-    guarded = ("import sys; sys.modules.update(dict.fromkeys(['nasvit', 'timm', 'torch']));"
-               "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    said = subprocess.run([sys.executable, "-c", guarded, str(tmp_path / "out" / "predict.py"), str(tmp_path / "image.png")], cwd=tmp_path,
-                          capture_output=True, text=True, check=False)
+    said = predict(tmp_path / "out", tmp_path / "image.png", without=("nasvit", "timm", "torch"))
     assert said.returncode == 0, said.stderr
     found = [(float(share), label) for share, label in re.findall(r"([\d.]+)%  (.+)", said.stdout)]
     pixels = np.asarray(ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (32, 32), method=Image.Resampling.BICUBIC))
@@ -101,8 +98,55 @@ def test_predict_py_is_short_and_needs_neither_torch_nor_nasvit() -> None:
         assert len(text.splitlines()) < 40
         assert max(map(len, text.splitlines())) <= 140
         imports = set(re.findall(r"^(?:import|from) (\w+)", text, re.M))
-        assert imports <= {"json", "sys", "pathlib", "numpy", "PIL", name}
+        assert imports <= {"json", "sys", "pathlib", "numpy", "ai_edge_litert" if name == "litert" else name}
         compile(text, name, "exec")
+
+
+def predict(folder: Path, *words: str | Path,
+            without: tuple[str, ...] = ("nasvit", "PIL", "timm", "torch")) -> subprocess.CompletedProcess[str]:
+    """predict.py of the folder, run where some packages are absent."""
+    guarded = (f"import sys; sys.modules.update(dict.fromkeys({without!r})); import runpy; sys.argv = sys.argv[1:];"
+               "runpy.run_path(sys.argv[0], run_name='__main__')")
+    return subprocess.run([sys.executable, "-c", guarded, str(folder / "predict.py"), *map(str, words)], cwd=folder.parent,
+                          capture_output=True, text=True, check=False)
+
+
+def test_predict_py_takes_a_npy_image_with_numpy_and_the_runtime_alone_and_says_what_it_cannot_take(tmp_path: Path) -> None:
+    one, folder = trained(arch()), tmp_path / "out"
+    export(one, runtime=runtime("onnxruntime"), folder=folder)
+    pixels = np.random.default_rng(3).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "image.npy", pixels)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    plain, picture = predict(folder, tmp_path / "image.npy"), predict(folder, tmp_path / "image.png", without=("torch",))
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout == picture.stdout and plain.stdout.count("class ") == 5
+    np.save(tmp_path / "small.npy", pixels[:8])
+    for words, says in (((), "usage: "), (("absent.png",), "usage: "), (("image.npy", "absent.onnx"), "usage: "),
+                        (("small.npy",), r"uint8 \(8, 32, 3\); a .npy must be uint8 of \(H, W, C\) = \(32, 32, 3\)")):
+        said = predict(folder, *words)
+        assert said.returncode == 1 and re.search(says, said.stderr) and "Traceback" not in said.stderr and said.stderr.count("\n") == 1
+
+
+def test_predict_py_of_litert_speaks_its_interpreter(tmp_path: Path) -> None:
+    """The interpreter is played here: it answers with the means of the channels."""
+    (tmp_path / "ai_edge_litert").mkdir()
+    (tmp_path / "ai_edge_litert" / "interpreter.py").write_text(
+        "import pathlib\nclass Interpreter:\n"
+        "    def __init__(self, model_path): assert pathlib.Path(model_path).name == 'model.tflite'\n"
+        "    def allocate_tensors(self): self.held = {}\n"
+        "    def get_input_details(self): return [{'index': 4}]\n"
+        "    def get_output_details(self): return [{'index': 7}]\n"
+        "    def set_tensor(self, index, value): self.held[index] = value\n"
+        "    def invoke(self): self.held[7] = self.held[4].mean(axis=(2, 3))\n"
+        "    def get_tensor(self, index): return self.held[index]\n")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "predict.py").write_text(predict_script("litert", file=Path("model.tflite")))
+    (folder / "model.tflite.json").write_text(json.dumps({"image_size": [2, 2], "channels": 3, "mean": [0, 0, 0], "std": [1, 1, 1],
+                                                          "labels": ["red", "green", "blue"]}))
+    np.save(tmp_path / "image.npy", np.full((2, 2, 3), (0, 255, 0), dtype=np.uint8))
+    said = predict(folder, tmp_path / "image.npy")
+    assert said.stdout.split() == ["57.61%", "green", "21.19%", "red", "21.19%", "blue"], said.stderr
 
 
 @pytest.mark.slow
@@ -159,7 +203,7 @@ def test_predict_py_reads_sixteen_bits_as_the_training_does(tmp_path: Path) -> N
     path = tmp_path / "deep.png"
     Image.fromarray(np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)).save(path)
     text = predict_script("onnxruntime", file=Path("model.onnx"))
-    lines = text[text.index("with Image.open(image)") : text.index("x = (x - ")]
-    scope = {"Image": Image, "ImageOps": ImageOps, "np": np, "image": str(path), "height": 32, "width": 32, "about": {"channels": 3}}
+    lines = text[text.index("if image.endswith") : text.index("x = (x - ")]
+    scope = {"np": np, "image": str(path), "height": 32, "width": 32, "about": {"channels": 3}}
     exec(lines, scope)
     assert np.array_equal(np.rint(255 * scope["x"]), decode(path, (32, 32)))

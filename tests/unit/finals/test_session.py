@@ -17,7 +17,7 @@ from nasvit.arch import Arch
 from nasvit.errors import CheckpointError, ConfigError, MeasurementError, RunError
 from nasvit.finals import FinalPlan, Subject, Task, load_trained, session, train_in_full
 from nasvit.finals.teacher import load_teacher
-from nasvit.training import Moment, Recipe, evaluate
+from nasvit.training import Moment, Recipe, evaluate, loop
 
 
 class Killed(Exception):
@@ -70,6 +70,34 @@ def test_a_killed_training_goes_on_to_the_same_end_and_its_history_has_no_row_tw
     assert all(torch.equal(a[name], b[name]) for name in a) and whole["test_loss"] == again["test_loss"]
     steps = [row["step"] for row in csv.DictReader((tmp_path / "killed" / tiny_arch.id / "history.csv").open())]
     assert steps == [str(n) for n in range(1, 17)]
+
+
+def test_the_seconds_of_a_killed_training_count_and_it_is_told_where_it_goes_on(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path,
+                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "train", lambda *a, **k: _often(*a, **k))
+    subject, heard = Subject.of_arch(tiny_arch), []
+
+    def slow_then_kill(moment: Moment) -> None:
+        tick(30 if moment.step == 4 else 0)
+        if moment.step == 8:
+            raise Killed
+
+    now = 0.0
+
+    def tick(seconds: float = 0.01) -> float:  # every look at the clock takes a hundredth of a second
+        nonlocal now
+        now += seconds
+        return now
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=tick, perf_counter=tick))
+    with pytest.raises(Killed):
+        train_in_full(subject, task(digits, tmp_path), report=slow_then_kill, goes_on=heard.append)
+    assert heard == []
+    metrics = train_in_full(subject, task(digits, tmp_path), goes_on=heard.append)
+    assert heard == [7]
+    seconds = [float(row["seconds"]) for row in csv.DictReader((tmp_path / tiny_arch.id / "history.csv").open())]
+    assert len(seconds) == 16 and seconds == sorted(seconds) and seconds[6] > 30
+    assert metrics["seconds"] > seconds[-1]
 
 
 def _often(*given: Any, **named: Any) -> Any:

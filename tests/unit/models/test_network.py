@@ -10,7 +10,7 @@ import torch
 from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem
 from nasvit.cost import count
 from nasvit.errors import ArchError, ConfigError
-from nasvit.models import build
+from nasvit.models import Features, build
 from nasvit.models.blocks import StageModule
 
 MIXERS = {
@@ -154,6 +154,19 @@ def test_timms_feature_wrapper_gives_a_pyramid(tiny_arch: Arch) -> None:
     maps = pyramid(images(tiny_arch))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 8, 8), (2, 16, 4, 4)]
     assert pyramid.feature_info.channels() == [8, 16] and pyramid.feature_info.reduction() == [2, 4]
+
+
+def test_features_are_the_maps_of_the_scales_as_timms_wrapper_gives_them(tiny_arch: Arch) -> None:
+    from timm.models._features import FeatureGetterNet
+
+    x, timms = images(tiny_arch), FeatureGetterNet(build(tiny_arch, seed=0), out_indices=(0, 1)).eval()
+    for scales, wanted in ((None, [0, 1]), ((0,), [0]), ((-1,), [1])):
+        ours = Features(build(tiny_arch, seed=0), scales=scales).eval()
+        assert all(torch.equal(a, timms(x)[i]) for a, i in zip(ours(x), wanted, strict=True))
+        assert [(m.shape[1], 16 // m.shape[2]) for m in ours(x)] == list(zip(ours.feature_info.channels(), ours.feature_info.reduction(),
+                                                                           strict=True))
+    with pytest.raises(ConfigError, match="0 to 1"):
+        Features(build(tiny_arch, seed=0), scales=(2,))
 
 
 def test_intermediates_may_stop_early_and_choose_the_layout(tiny_arch: Arch) -> None:

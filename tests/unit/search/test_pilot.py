@@ -144,7 +144,7 @@ def test_a_session_takes_what_the_pilot_says_and_a_resumed_one_what_the_run_has(
     told: list[Snapshot] = []
     session.run(experiment, out=out, reference_ms=1.0, progress=told.append)
     assert [t.notes[0].rpartition("for ")[2] for t in told] == [
-        "30 steps more than 0", "30 steps more than 30", "60 steps more than 60", "120 steps more than 120", "240 steps more than 240"]
+        "30 steps", "30 steps more than 30", "60 steps more than 60", "120 steps more than 120", "240 steps more than 240"]
     assert seen[0][0] == (30, 60, 240, 480) and "the longest trainings have 480 steps" in seen[0][1][-1]
     session.run(experiment, out=out, reference_ms=1.0, resume=True)
     assert seen[1] == seen[0] and len(asked) == 5  # nothing was trained for it again

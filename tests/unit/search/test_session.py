@@ -13,6 +13,7 @@ from nasvit.errors import ConfigError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append
 from nasvit.search import directory, session, workers
+from nasvit.search.progress import Snapshot, snapshot
 from nasvit.search.workers import job_limits
 
 
@@ -28,17 +29,22 @@ def test_where_a_process_memory_is_not_told_the_default_search_has_no_limit_on_i
         make_engine("processes", workers=2, limits=job_limits(Experiment(space="hybrid_tiny", job_memory_gb=2)))
 
 
-def test_a_random_baseline_has_the_minutes_of_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_baseline_has_the_minutes_of_its_search_and_says_that_the_figures_are_its_own(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minutes: list[Any] = []
 
-    def searched(experiment: Experiment, bound: Any, **_: Any) -> dict[str, Any]:
+    def searched(experiment: Experiment, bound: Any, *, progress: Any, **_: Any) -> dict[str, Any]:
         minutes.append(session._without_truth(experiment).minutes)
+        progress(snapshot([], budget=1, rungs=1, names=("accuracy",), running=0, elapsed_s=0, before=0))
         return {"stopped_because": "budget", "evaluated": 1}
 
     monkeypatch.setattr(session, "search_bound", searched)
     experiment = Experiment(space="hybrid_tiny", data="digits", minutes=60, truth=0.2, baselines=("random",), engine="inline")
-    session.run(experiment, out=tmp_path / "run", reference_ms=1.0)
+    told: list[Snapshot] = []
+    session.run(experiment, out=tmp_path / "run", reference_ms=1.0, progress=told.append)
     assert minutes == [pytest.approx(50.0), pytest.approx(50.0)]
+    of = [now.of for now in told if not now.notes]
+    assert of == ["", "random baseline"], "whose figures they are"
 
 
 def test_workers_are_warmed_only_for_a_run_that_nobody_searches_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
