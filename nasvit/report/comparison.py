@@ -108,7 +108,7 @@ def _labels(runs: Sequence[Run]) -> tuple[str, ...]:
     """Folder names, with as much of the path as tells them apart."""
     paths = [run.path.resolve() for run in runs]
     for depth in range(1, max(len(p.parts) for p in paths) + 1):
-        labels = ["/".join(p.parts[-depth:]) for p in paths]
+        labels = [Path(*p.parts[-depth:]).as_posix() for p in paths]
         if len(set(labels)) == len(labels):
             return tuple(labels)
     return tuple(f"{label} ({n})" for n, label in enumerate(labels, start=1))
