@@ -11,6 +11,7 @@ given for every fused projection), the classifier left alone, widths in multiple
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
 import time
 import warnings
@@ -25,6 +26,9 @@ from nasvit.torchvision_ops import ensure
 
 ensure()
 import timm  # noqa: E402 (timm needs torchvision importable first)
+
+LONGEST = 150
+"""Seconds for a model at one ratio; ours take at most 290 for both, with more to do."""
 
 
 def pruned_by_rival(model: nn.Module, image: torch.Tensor, *, ratio: float) -> None:
@@ -55,6 +59,7 @@ def try_one(name: str, *, ratios: list[float], shallow: bool) -> tuple[str, str]
         images = torch.randn(2, 3, *(size if isinstance(size, tuple) else (size, size)), generator=torch.Generator().manual_seed(2))
         before = sum(p.numel() for p in model.parameters())
         step = "pruning"
+        signal.alarm(LONGEST)
         try:
             pruned_by_rival(model, images[:1], ratio=ratio)
             step = "forward"
@@ -72,7 +77,13 @@ def try_one(name: str, *, ratios: list[float], shallow: bool) -> tuple[str, str]
                 return "inconsistent", f"at {ratio}: ONNX Runtime differs by {apart:.0e}"
         except Exception as error:  # whatever it raises is what the table is to show
             return "raised", f"at {ratio}, {step}: {type(error).__name__}: {str(error).splitlines()[0][:110] if str(error) else ''}"
+        finally:
+            signal.alarm(0)
     return "usable", ""
+
+
+def _too_long(number: int, frame: object) -> None:
+    raise TimeoutError(f"not done after {LONGEST} s")
 
 
 @torch.no_grad()
@@ -98,6 +109,7 @@ def main() -> None:
         print('Torch-Pruning is not installed here: pip install -e ".[peers]"')
         return
     torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, _too_long)
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
     print(f"Torch-Pruning {torch_pruning.__version__}\n\n| model | what became of it | why | s |\n|---|---|---|---|")
