@@ -5,7 +5,7 @@
     nasvit train RUN --epochs 8 --seed 1 --out AGAIN --pick ID,ID,...       # and --again AGAIN above: finals are then means of both
 
 For each ladder (cumulative steps; each rung a cosine cycle from the weights of the one before, as in a search) Kendall's tau of every
-rung's accuracy with the final one, over all of the networks: in the search itself only those a rung promoted reach the next.
+rung's accuracy, and of its validation loss, with the final accuracy, over all of the networks: in the search itself only those a rung promoted reach the next.
 """
 
 from __future__ import annotations
@@ -58,20 +58,21 @@ def main() -> None:
     lines = []
     for ladder in asked.ladders:
         rungs = [int(word) for word in ladder.split(",")]
-        seen: dict[str, list[float]] = {}
+        seen: dict[str, list[tuple[float, float]]] = {}
         for key, arch in archs.items():
             module, before = build(arch, seed=derive_seed(experiment.seed, key)), 0
             for number, steps in enumerate(rungs, start=1):
                 done = train(module, data, steps=steps - before, seed=derive_seed(experiment.seed, key, number), recipe=recipe,
                              steps_before=before)
-                seen.setdefault(key, []).append(done.accuracy)
+                seen.setdefault(key, []).append((done.accuracy, -done.val_loss))
                 before = steps
             print(f"{ladder}: {len(seen)} of {len(archs)}", file=sys.stderr, flush=True)
         for number, steps in enumerate(rungs):
-            tau = kendall_interval([seen[key][number] for key in archs], [finals[key] for key in archs], seed=0)
-            shown = "constant" if tau is None else f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
-            lines.append((ladder, steps, shown, len(archs)))
-    text = tabulate(lines, headers=["ladder", "steps", "tau with the final accuracy (90 %)", "networks"], tablefmt="github")
+            taus = [kendall_interval([seen[key][number][by] for key in archs], [finals[key] for key in archs], seed=0) for by in (0, 1)]
+            shown = ["constant" if tau is None else f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})" for tau in taus]
+            lines.append((ladder, steps, *shown, len(archs)))
+    heads = ["ladder", "steps", "tau of its accuracy with the final one (90 %)", "tau of its validation loss, turned", "networks"]
+    text = tabulate(lines, headers=heads, tablefmt="github")
     print(text)
     if asked.markdown:
         asked.markdown.write_text(f"# What the rungs say of full training\n\n    python experiments/rung_tau.py RUN --ladders "
