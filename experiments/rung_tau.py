@@ -5,7 +5,8 @@
     nasvit train RUN --epochs 8 --seed 1 --out AGAIN --pick ID,ID,...       # and --again AGAIN above: finals are then means of both
 
 For each ladder (cumulative steps; each rung a cosine cycle from the weights of the one before, as in a search) Kendall's tau of every
-rung's accuracy, and of its validation loss, with the final accuracy, over all of the networks: in the search itself only those a rung promoted reach the next.
+rung's accuracy, and of its validation loss, with the final accuracy, over all of the networks: in the search itself only those a rung
+promoted reach the next.
 """
 
 from __future__ import annotations
