@@ -26,7 +26,7 @@ from nasvit.search.gone import FAULTY, gone_of, lost, without
 from nasvit.search.gone import told as gone_told
 from nasvit.search.in_turn import Submits
 from nasvit.search.progress import Progress, Tally, snapshot
-from nasvit.search.rungs import promotable, unfinished
+from nasvit.search.rungs import promotable, seconds_to_finish, unfinished
 from nasvit.search.screen import Screen
 from nasvit.search.study import Proposal, Proposer, Space
 from nasvit.search.zero_cost import Scores
@@ -40,6 +40,8 @@ ATTEMPTS = 2
 REPORTED = 500
 """So many records are reported each on its own, later ones once in REPORT_SECONDS, because a report looks at all records."""
 REPORT_SECONDS = 1.0
+FINISHING = 1 / 3
+"""Of a search's minutes, at most so many are kept for bringing the front to the top rung."""
 REPORT_SHARE = 20
 """A report's time is at most one part in so many."""
 
@@ -90,6 +92,7 @@ class Loop:
         self.halted = False  # no promotions either
         self.lost: str | None = None  # why no device is asked any more
         self.outdated = False  # the study has objectives that are measured no more: a new one is made of the records, as a resume does
+        self.finishing = (0.0, 0.0)  # seconds that the front's way to the top rung would take, and when that was looked at
         self.looked = 0  # how many were evaluated when the end was last thought of
 
     def _do_without(self, gone: dict[str, TrialRecord], *, settings: Settings) -> None:
@@ -166,6 +169,8 @@ class Loop:
         done, budget, failed = self.tally.counts, self.experiment.budget, self.records[-1:]
         if self.experiment.minutes is not None and self.elapsed_s >= 60 * self.experiment.minutes:
             self.stopped, self.halted = "minutes", True
+        elif self.stopped is None and self._time_to_finish():
+            self.stopped = "minutes"
         elif done.failed - self.before.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0 and (
                 FAULTY not in failed[0].details):  # a device's faults have an end of their own
             self.stopped, self.halted = f"the first {done.failed} trials failed, the last because: {failed[0].reason}", True
@@ -267,6 +272,16 @@ class Loop:
         final = earlier if record.status != "complete" and earlier is not None else record
         self.proposer.tell(flight.proposal, final)
         return final
+
+    def _time_to_finish(self) -> bool:
+        """Whether the minutes that are left are those in which the front, as it stands, comes to the top rung."""
+        if self.experiment.minutes is None or self.elapsed_s < (1 - FINISHING) * 60 * self.experiment.minutes:
+            return False
+        seconds, looked_at = self.finishing
+        if self.elapsed_s >= looked_at + REPORT_SECONDS:
+            seconds = seconds_to_finish(self.records, self.experiment.objectives, rungs=self.settings.rungs) / self.engine.workers
+            self.finishing = seconds, self.elapsed_s
+        return self.elapsed_s + seconds >= 60 * self.experiment.minutes
 
     def _next_rung(self, record: TrialRecord) -> Job:
         return Job(settings=self.settings, trial=record.trial, arch=self.network(record), rung=record.rung + 1, params=record.params,

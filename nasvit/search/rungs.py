@@ -9,6 +9,7 @@ best n // eta of each rung are promoted as they then stand, and the front's memb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,11 +26,23 @@ def at_rung(records: Iterable[TrialRecord], rung: int) -> list[TrialRecord]:
     return [r for r in records if r.rung == rung and r.status == "complete"]
 
 
+def merits(results: Sequence[TrialRecord], names: Sequence[str]) -> list[dict[str, float]]:
+    """What results of one rung are judged by: their objectives, with exp(-validation loss) for the accuracy where every one was trained.
+
+    After a short training the loss ranks networks as a long one does where the accuracy does not yet (reports/published/rung_tau.md): few
+    images change from wrong to right, but all of them become more or less likely. Of what was cut and not trained the loss means nothing.
+    """
+    trained = all(r.details.get("steps") and isinstance(r.details.get("val_loss"), int | float) for r in results)
+    if "accuracy" not in names or not trained:
+        return [dict(r.objectives) for r in results]
+    return [{**r.objectives, "accuracy": math.exp(-max(0.0, r.details["val_loss"]))} for r in results]
+
+
 def best(results: Sequence[TrialRecord], names: Sequence[str], *, count: int) -> list[int]:
     """Indices of the `count` best results, best first: by non-dominated rank, then by hypervolume contribution in the rank."""
     if not results or count < 1:
         return []
-    points = to_minimised([r.objectives for r in results], names)
+    points = to_minimised(merits(results, names), names)
     rank, reference = ranks(points), reference_point(points)
     chosen: list[int] = []
     while len(chosen) < min(count, len(results)):
@@ -53,7 +66,7 @@ def promotable(trial: int, results: Sequence[TrialRecord], names: Sequence[str],
     place = next((i for i, r in enumerate(results) if r.trial == trial), None)
     if place is None or count < 1:
         return False
-    points = to_minimised([r.objectives for r in results], names)
+    points = to_minimised(merits(results, names), names)
     rank = ranks(points)
     before, level = int((rank < rank[place]).sum()), np.flatnonzero(rank == rank[place])
     if before >= count or before + len(level) <= count:
@@ -61,6 +74,16 @@ def promotable(trial: int, results: Sequence[TrialRecord], names: Sequence[str],
     gain = contributions(points[level], reference_point(points))
     order = level[np.argsort(-gain, kind="stable")]
     return place in order[: count - before]
+
+
+def seconds_to_finish(records: Sequence[TrialRecord], names: Sequence[str], *, rungs: Sequence[int]) -> float:
+    """Seconds that one worker would train the front's members until each stands on the top rung, at the speed they had so far."""
+    total = 0.0
+    for record in pareto(records, names):
+        if 1 <= record.rung < len(rungs):
+            before = rungs[record.rung - 2] if record.rung > 1 else 0
+            total += record.seconds.get("train", 0.0) / (rungs[record.rung - 1] - before) * (rungs[-1] - rungs[record.rung - 1])
+    return total
 
 
 def unfinished(records: Sequence[TrialRecord], names: Sequence[str], *, top: int, eta: int) -> list[TrialRecord]:

@@ -146,6 +146,23 @@ def test_minutes_stop_the_search(tmp_path: Path) -> None:
     assert loop.run() == "minutes" and not loop.records
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_of_the_minutes_some_are_kept_to_bring_the_front_to_the_top_rung(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    def slow(job: Job) -> TrialRecord:
+        seconds = {1: 1.0, 2: 1.0, 3: 2.0}[job.rung]  # as the steps
+        loop.started -= seconds
+        return replace(fake_evaluate(job), seconds={"train": seconds})
+
+    if not kept:
+        monkeypatch.setattr("nasvit.search.loop.FINISHING", 0.0)
+    loop = make_loop(tmp_path, space=SmallSpace(widths=16, depths=8, mlps=8), budget=900, minutes=3, evaluate=slow, rungs=(100, 200, 400))
+    assert loop.run() == "minutes" and loop.elapsed_s < 3 * 60 + 3
+    rungs = {r.rung for r in pareto(loop.records, ["accuracy", "latency_ms"])}
+    assert (rungs == {3}) == kept
+    assert not kept or loop.elapsed_s > 0.8 * 3 * 60
+
+
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     class Interrupted(Inline):
         def submit(self, fn, /, *args):

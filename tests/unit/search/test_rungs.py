@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import random
 
-from nasvit.search.rungs import JUDGED, at_rung, best, promotable, unfinished
+from nasvit.results.record import TrialRecord
+from nasvit.search.rungs import JUDGED, at_rung, best, merits, promotable, unfinished
 from tests.unit.search.fakes import record
 
 NAMES = ("accuracy", "latency_ms")
@@ -19,6 +20,23 @@ def test_within_a_rank_the_larger_contribution_goes_first() -> None:
                record(3, accuracy=0.9, latency=3.0), record(4, accuracy=0.2, latency=4.0)]
     assert best(crowded, NAMES, count=1) == [3]
     assert best(crowded, NAMES, count=5)[-1] == 4
+
+
+def trained(trial: int, *, accuracy: float, loss: float, steps: int = 30) -> TrialRecord:
+    return record(trial, accuracy=accuracy, details={"val_loss": loss, "steps": steps})
+
+
+def test_after_a_training_the_lower_validation_loss_goes_first_whatever_the_accuracy() -> None:
+    results = [trained(0, accuracy=0.3, loss=2.1), trained(1, accuracy=0.2, loss=1.9), trained(2, accuracy=0.25, loss=900.0)]
+    assert best(results, NAMES, count=3) == [1, 0, 2]
+    assert promotable(1, results, NAMES, eta=3) and not promotable(0, results, NAMES, eta=3)
+
+
+def test_the_accuracy_counts_where_a_loss_is_missing_or_nothing_was_trained() -> None:
+    cut = [trained(0, accuracy=0.3, loss=2.1, steps=0), trained(1, accuracy=0.2, loss=1.9, steps=0)]
+    assert best(cut, NAMES, count=1) == [0]
+    assert best([trained(0, accuracy=0.3, loss=2.1), record(1, accuracy=0.2)], NAMES, count=1) == [0]
+    assert merits([record(1, accuracy=0.2)], ("latency_ms",)) == [{"accuracy": 0.2, "latency_ms": 1.0}]
 
 
 def test_nothing_is_promoted_before_eta_results() -> None:
