@@ -48,7 +48,8 @@ def test_a_run_becomes_trained_verified_exported_networks(run: Path, capsys: pyt
     opened = nasvit.load(run)
     assert {opened.arch("knee").id, opened.arch("best").id, "timm:test_vit"} <= labels
     finals = opened.finals.set_index("label")
-    assert "random" in set(finals["origin"])
+    rivals = set(nasvit.load(run / "baselines" / "random").front["arch_id"])  # three random networks may be the same three
+    assert "random" in set(finals["origin"]) or rivals & {opened.arch("knee").id, best}
     assert finals.at["timm:test_vit", "origin"] == "baseline" and finals["test_accuracy"].notna().all() and finals["latency_ms"].gt(0).all()
     assert "After full training" in (run / "report.html").read_text()
     capsys.readouterr()
