@@ -11,6 +11,7 @@ from nasvit.errors import ConfigError
 
 if TYPE_CHECKING:  # torch stands behind it
     from nasvit.finals import Trained
+    from nasvit.runtimes import FileRuntime
 
 DEFAULT = "onnxruntime"
 
@@ -22,7 +23,7 @@ def export(
     runtime: Annotated[str, typer.Option(help="See `nasvit list runtimes`; with settings such as onnxruntime?precision=int8.")] = DEFAULT,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="For any number of images, not one.")] = False,
     device: Annotated[str | None, typer.Option(help="Where the latency is measured (default: this CPU with the runtime).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to (default: export/ID-RUNTIME in the run).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to (default: export/ID-RUNTIME in the run, its settings behind it).")] = None,
 ) -> None:
     """Export trained picks: the inference form, labels and preprocessing inside, held against torch, timed, with a predict.py."""
     from nasvit.finals.export import export as write
@@ -34,7 +35,7 @@ def export(
         raise ConfigError(f"--out takes one network and {len(networks)} are picked; leave it away")
     for parent, trained in networks:
         typer.echo(f"{trained.subject.label}{_state(trained)}")
-        folder = out or parent / "export" / f"{trained.subject.id}-{chosen.name}"
+        folder = out or parent / "export" / folder_name(trained.subject.id, chosen, dynamic_batch=dynamic_batch)
         done = write(trained, runtime=chosen, folder=folder, dynamic_batch=dynamic_batch)
         typer.echo(f"  file: {done.file} ({done.file.stat().st_size / 1e6:.2f} MB)")
         typer.echo(f"  against torch: {done.parity.relative_error:.1e} of the largest logit, the same class on "
@@ -42,6 +43,12 @@ def export(
         typer.echo(f"  latency: {_latency(trained, device or _here(runtime))}")
         script = folder / "predict.py"
         typer.echo(f"  try it: python {script} IMAGE" if script.exists() else f"  no predict.py: {_why_none(chosen.name)}")
+
+
+def folder_name(network: str, runtime: FileRuntime, *, dynamic_batch: bool) -> str:
+    """One for each form, so that none takes another's place: "ID-onnxruntime", "ID-onnxruntime-int8", "ID-onnxruntime-dynamic"."""
+    values = [value for key, value in sorted(runtime.settings.items()) if value not in runtime.accepted[key][:1]]
+    return "-".join([network, runtime.name, *values, *(["dynamic"] if dynamic_batch else [])])
 
 
 def _state(trained: Trained) -> str:
