@@ -40,10 +40,10 @@ ATTEMPTS = 2
 REPORTED = 500
 """So many records are reported each on its own, later ones once in REPORT_SECONDS, because a report looks at all records."""
 REPORT_SECONDS = 1.0
-FINISHING = 1 / 3
-"""Of a search's minutes, at most so many are kept for bringing the front to the top rung."""
 REPORT_SHARE = 20
 """A report's time is at most one part in so many."""
+FINISHING = 1 / 3
+"""Of a search's minutes, at most so many are kept for bringing the front to the top rung."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -368,9 +368,10 @@ def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
     again = start.device.measure(module, input_shape=(1, *input_shape(start.dense.plan)), patient=True).to_dict()
     accuracy = evaluate(module, start.data.val, data=start.data, device=start.device.torch_device)[0]
     tested = _tested(module, experiment, start)
-    written = write_result(module, out / "pruned", shape=input_shape(start.dense.plan), images={
-        "labels": list(start.data.class_names), "mean": list(start.data.mean), "std": list(start.data.std), "accuracy": accuracy,
-        "network": f"{start.dense.plan.source.name}, pruned", **tested})
+    about = {"labels": list(start.data.class_names), "mean": list(start.data.mean), "std": list(start.data.std), "accuracy": accuracy,
+             "network": f"{start.dense.plan.source.name}, pruned", **tested}
+    written = write_result(module, out / "pruned", dense=start.dense.module, runtime=start.device.runtime, threads=start.device.threads,
+                           val=start.data.val, shape=input_shape(start.dense.plan), images=about)
     facts = {**_dense_facts(start), "stopped_because": "done", "written": written,
              "pruned": {"trial": chosen.trial, "id": chosen.arch_id, "latency": again, "recorded_ms": chosen.objectives["latency_ms"],
                         "accuracy": accuracy, **tested, "macs_g": chosen.objectives["macs_g"], "params_m": chosen.objectives["params_m"],

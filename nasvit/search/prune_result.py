@@ -2,7 +2,7 @@
 selects, and timm's own weights where timm has those shapes.
 
 Everything is held against the network in memory before it counts: what the loader reads back, what the runtime computes, what timm's
-module computes, and both forms of attention. Device, data and dense model are those of the run directory around `pruned/`.
+module computes, and both forms of attention.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nasvit.data import Images, load
+from nasvit.data import Images
 from nasvit.data.augment import Normaliser
-from nasvit.devices import open_device
 from nasvit.errors import MeasurementError, RunError
-from nasvit.experiment import PruneExperiment
 from nasvit.models.deploy import deploy
 from nasvit.models.weight_file import write_weights
 from nasvit.pruning import files
 from nasvit.pruning.blocks import set_fused
-from nasvit.pruning.kept import kept_tokens
 from nasvit.pruning.plan import Plan, PlanError
 from nasvit.pruning.to_timm import timm_arguments, to_timm
 from nasvit.pruning.token_sheet import token_picture
-from nasvit.runtimes import FileRuntime, make_runtime
+from nasvit.runtimes import FileRuntime, Runtime, make_runtime
 from nasvit.runtimes.accuracy import quantised_accuracy
 from nasvit.runtimes.description import attach, description
 from nasvit.runtimes.parity import BOUND, compare
 from nasvit.runtimes.predict import PREDICTABLE, predict_script
-from nasvit.search.prune_trial import dense_of
 from nasvit.whole_file import whole
 
 ROUNDING, TIMES_DENSE = 1e-5, 2.0
@@ -53,18 +48,18 @@ SHOWN = 3
 """Validation images in the picture of tokens."""
 
 
-def write_result(module: nn.Module, folder: Path, *, shape: tuple[int, int, int], images: Mapping[str, Any]) -> dict[str, Any]:
+def write_result(module: nn.Module, folder: Path, *, dense: nn.Module, runtime: Runtime, threads: int, val: Images,
+                 shape: tuple[int, int, int], images: Mapping[str, Any]) -> dict[str, Any]:
     """Write the chosen network, and say what was found: fused and fused_dense (difference of both attentions, of it and of the dense
     model), export and timm (file, or why there is none), tokens (the picture, or None where nothing is selected).
 
-    shape: (C, H, W). images: labels, mean, std and what else is told to users of the exported file (`description`).
+    dense: the model it was pruned from. runtime, threads: of the device that measured it. val: validation images. shape: (C, H, W). images:
+    labels, mean, std and what else is told to users of the exported file (`description`).
     Raises RunError where the attentions disagree or the files do not give the network back.
     """
-    run = folder.parent
-    experiment = PruneExperiment.load(run / "experiment.yaml")
     module = module.cpu().eval()
     probe = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    fused, fused_dense = (attentions_differ(each, probe) for each in (module, dense_of(str(run)).module))
+    fused, fused_dense = (attentions_differ(each, probe) for each in (module, dense))
     allowed = max(ROUNDING, TIMES_DENSE * fused_dense)
     if not fused <= allowed:
         raise RunError(f"the pruned network's fused and written-out attention differ by {fused:.1e} (at most {allowed:.0e}: the dense "
@@ -73,16 +68,12 @@ def write_result(module: nn.Module, folder: Path, *, shape: tuple[int, int, int]
     arch, weights = files.save(module, folder)
     if not _gives_back(files.load(arch, weights), module, probe):
         raise RunError(f"{weights} does not give back the network that was written; do not use it")
-    with closing(open_device(experiment.device, threads=1)) as device:
-        runtime, threads = device.runtime, device.threads
     if not isinstance(runtime, FileRuntime):  # it called the module: no file was measured, and ONNX is what others read
         runtime = make_runtime("onnxruntime")
         assert isinstance(runtime, FileRuntime)
-    selects = bool(kept_tokens(module, probe[:1]))
-    data = load(experiment.data, seed=experiment.seed, image_size=experiment.image_size).val if selects or quantised(runtime) else None
-    export = _exported(module, folder, runtime=runtime, threads=threads, data=data, shape=shape, about=images)
+    export = _exported(module, folder, runtime=runtime, threads=threads, val=val, shape=shape, about=images)
     return {"fused": fused, "fused_dense": fused_dense, "export": export, "timm": _timm(module, folder),
-            "tokens": None if data is None or not selects else _tokens(module, folder, data, about=images)}
+            "tokens": _tokens(module, folder, val, about=images)}
 
 
 def quantised(runtime: FileRuntime) -> bool:
@@ -123,11 +114,11 @@ def attentions_differ(module: nn.Module, images: Tensor) -> float:
     return relative_difference(found[0], found[1])
 
 
-def _exported(module: nn.Module, folder: Path, *, runtime: FileRuntime, threads: int, data: Images | None, shape: tuple[int, int, int],
+def _exported(module: nn.Module, folder: Path, *, runtime: FileRuntime, threads: int, val: Images, shape: tuple[int, int, int],
               about: Mapping[str, Any]) -> dict[str, Any]:
     """The file of this runtime and its settings, with a predict.py, held against torch; one that computes something else does not stay.
 
-    In another precision than float32 the logits differ by design: then the file's accuracy is measured on `data`.
+    In another precision than float32 the logits differ by design: then the file's accuracy is measured on `val`.
     """
     made: dict[str, Any] = {"file": None, "runtime": runtime.name, "settings": dict(runtime.settings)}
     reason = runtime.missing()
@@ -147,9 +138,9 @@ def _exported(module: nn.Module, folder: Path, *, runtime: FileRuntime, threads:
             return {**made, "why": f"{runtime.name} does not compute what torch computes: the logits differ by {found.worst:.1e} of their "
                                    f"size (at most {BOUND:.0e} in float32)"}
         made |= {"file": target.name, "error": found.worst if quantised(runtime) else found.error, "unstable": found.unstable}
-        if data is not None and quantised(runtime):
-            images = Normaliser.of(about["mean"], about["std"], device=torch.device("cpu"))(data.images)
-            accuracy = quantised_accuracy(form, runtime=runtime, images=images, labels=data.labels, threads=threads, ready=run)
+        if quantised(runtime):
+            images = Normaliser.of(about["mean"], about["std"], device=torch.device("cpu"))(val.images)
+            accuracy = quantised_accuracy(form, runtime=runtime, images=images, labels=val.labels, threads=threads, ready=run)
             made["accuracy"] = asdict(accuracy)
             about = {**about, "accuracy": accuracy.runtime, "accuracy_fp32": accuracy.eager}
         attach(target, description(runtime, shape=shape, **about))
@@ -162,10 +153,10 @@ def _exported(module: nn.Module, folder: Path, *, runtime: FileRuntime, threads:
     return made
 
 
-def _tokens(module: nn.Module, folder: Path, data: Images, *, about: Mapping[str, Any]) -> dict[str, Any] | None:
+def _tokens(module: nn.Module, folder: Path, val: Images, *, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """tokens.png: what every block does with the tokens of a few validation images, spread over all."""
-    chosen = torch.linspace(0, len(data) - 1, SHOWN).round().long().unique()
-    drawn = token_picture(module, data.images[chosen], mean=about["mean"], std=about["std"], one_head=True)
+    chosen = torch.linspace(0, len(val) - 1, SHOWN).round().long().unique()
+    drawn = token_picture(module, val.images[chosen], mean=about["mean"], std=about["std"], one_head=True)
     if drawn is None:
         return None
     with whole(folder / "tokens.png") as temporary:

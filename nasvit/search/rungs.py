@@ -35,7 +35,7 @@ def merits(results: Sequence[TrialRecord], names: Sequence[str]) -> list[dict[st
     trained = all(r.details.get("steps") and isinstance(r.details.get("val_loss"), int | float) for r in results)
     if "accuracy" not in names or not trained:
         return [dict(r.objectives) for r in results]
-    return [{**r.objectives, "accuracy": math.exp(-max(0.0, r.details["val_loss"]))} for r in results]
+    return [{**r.objectives, "accuracy": math.exp(-r.details["val_loss"])} for r in results]
 
 
 def best(results: Sequence[TrialRecord], names: Sequence[str], *, count: int) -> list[int]:

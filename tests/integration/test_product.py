@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 import nasvit
 from nasvit import cli
 from nasvit.arch import Arch
+from nasvit.commands.train import _beside
+from nasvit.report import load
+from nasvit.report.picks import pick
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY_MACHINE = "cpu?noise=keep"  # these tests run beside others
@@ -48,8 +51,10 @@ def test_a_run_becomes_trained_verified_exported_networks(run: Path, capsys: pyt
     opened = nasvit.load(run)
     assert {opened.arch("knee").id, opened.arch("best").id, "timm:test_vit"} <= labels
     finals = opened.finals.set_index("label")
-    rivals = set(nasvit.load(run / "baselines" / "random").front["arch_id"])  # three random networks may be the same three
-    assert "random" in set(finals["origin"]) or rivals & {opened.arch("knee").id, best}
+    random = load(run).random
+    assert random is not None
+    meant = {record.arch_id for record in pick(random, _beside(load(run), random, f"knee,{best}"))}  # may be what was picked
+    assert set(finals.index[finals["origin"] == "random"]) == meant - {opened.arch("knee").id, best}
     assert finals.at["timm:test_vit", "origin"] == "baseline" and finals["test_accuracy"].notna().all() and finals["latency_ms"].gt(0).all()
     assert "After full training" in (run / "report.html").read_text()
     capsys.readouterr()

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from nasvit.data import Images
 from nasvit.data import load as load_data
 from nasvit.errors import DeviceLostError, MeasurementError, RunError
-from nasvit.experiment import PruneExperiment
-from nasvit.pruning import Dense, load, prepare, save, slice_weights, uniform
+from nasvit.pruning import Dense, load, prepare, slice_weights, uniform
 from nasvit.pruning.kept import kept_tokens
 from nasvit.pruning.space import PARTS, PruneSpace
 from nasvit.results.record import TrialRecord
@@ -50,22 +49,16 @@ def pruned(dense: Dense) -> nn.Module:
 
 
 @pytest.fixture
-def place(dense: Dense, tmp_path: Path) -> Path:
-    """Where the result goes, in a run directory that measured on `cpu`."""
-    return begun(dense, tmp_path / "run")
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "pruned"
 
 
-def begun(dense: Dense, run: Path, *, device: str = "cpu") -> Path:
-    """What a run leaves before its result: dense model, data and experiment."""
-    save(dense.module, run / "dense")
+@pytest.fixture
+def beside(dense: Dense) -> dict[str, Any]:
+    """What a run has besides: dense model, a device that calls the module itself, validation images."""
     rng = np.random.default_rng(0)
-    (run / "data").mkdir()
-    for part, count in (("train", 40), ("val", 30)):
-        np.savez(run / "data" / f"squares_{part}.npz", images=rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
-                 labels=np.arange(count) % 7)
-    experiment = PruneExperiment(model="timm:vit_tiny_patch16_224", data=str(run / "data"), device=device, image_size=(32, 32))
-    (run / "experiment.yaml").write_text(experiment.to_yaml())
-    return run / "pruned"
+    val = Images(torch.from_numpy(rng.integers(0, 256, (30, 3, 32, 32), dtype=np.uint8)), torch.arange(30) % 7)
+    return {"dense": dense.module, "runtime": make_runtime("eager"), "threads": 1, "val": val}
 
 
 @pytest.fixture
@@ -73,10 +66,10 @@ def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntime, "missing", lambda self: "onnx is not installed; pip install 'nasvit[onnx]'")
 
 
-def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn.Module, place: Path) -> None:
+def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn.Module, place: Path, beside: dict[str, Any]) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = write_result(pruned, place, shape=SHAPE, images=TOLD)
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)
     assert found["export"]["file"] == "model.onnx" and found["export"]["error"] <= 1e-5 and found["fused"] <= 1e-5
     session_ = runtime.InferenceSession(str(place / "model.onnx"), providers=["CPUExecutionProvider"])
     with torch.no_grad():
@@ -92,7 +85,7 @@ def test_the_files_give_the_network_back_and_onnx_runtime_computes_it(pruned: nn
 
 
 def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Module, place: Path,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                 monkeypatch: pytest.MonkeyPatch, beside: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     write = OnnxRuntime.write
@@ -101,20 +94,21 @@ def test_an_onnx_file_that_computes_something_else_does_not_stay(pruned: nn.Modu
         write(self, nn.Sequential(module, nn.Softmax(dim=1)), example, path)
 
     monkeypatch.setattr(OnnxRuntime, "write", wrong)
-    found = write_result(pruned, place, shape=SHAPE, images=TOLD)["export"]
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)["export"]
     assert found["file"] is None and "does not compute what torch computes" in found["why"]
     assert not (place / "model.onnx").exists() and (place / "model.safetensors").exists()
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_without_onnx_it_is_said_what_to_install(pruned: nn.Module, place: Path) -> None:
-    found = write_result(pruned, place, shape=SHAPE, images=TOLD)["export"]
+def test_without_onnx_it_is_said_what_to_install(pruned: nn.Module, place: Path, beside: dict[str, Any]) -> None:
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)["export"]
     assert found == {"file": None, "runtime": "onnxruntime", "settings": {}, "why": "onnx is not installed; pip install 'nasvit[onnx]'"}
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(pruned: nn.Module, place: Path) -> None:
-    assert write_result(pruned, place, shape=SHAPE, images=TOLD)["timm"]["file"] == "timm.safetensors"
+def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(pruned: nn.Module, place: Path,
+                                                                                beside: dict[str, Any]) -> None:
+    assert write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)["timm"]["file"] == "timm.safetensors"
     given = json.loads((place / "timm.json").read_text())
     model = timm.create_model(given["name"], **given["arguments"]).eval()
     model.load_state_dict(load_file(place / "timm.safetensors"))
@@ -122,17 +116,17 @@ def test_timm_loads_the_weights_where_it_has_the_shapes_and_else_it_is_said_why(
         torch.testing.assert_close(model(IMAGES), pruned(IMAGES), atol=2e-5, rtol=1e-4)
     dense = prepare(make("vit"), name="timm:vit_tiny_patch16_224")
     fewer = slice_weights(dense, dense.plan.with_blocks(heads=2), {})
-    found = write_result(fewer, place, shape=SHAPE, images=TOLD)["timm"]
+    found = write_result(fewer, place, shape=SHAPE, images=TOLD, **beside)["timm"]
     assert found["file"] is None and "are not the width" in found["why"] and not (place / "timm.json").exists()
 
 
 @pytest.mark.usefixtures("no_onnx")
-def test_attentions_that_disagree_are_refused_before_anything_is_written(pruned: nn.Module, place: Path) -> None:
+def test_attentions_that_disagree_are_refused_before_anything_is_written(pruned: nn.Module, place: Path, beside: dict[str, Any]) -> None:
     attention = pruned.blocks[1].attn  # type: ignore[index, union-attr]
     right = attention.forward
     attention.forward = lambda *given, **named: right(*given, **named) * (1.001 if attention.fused else 1.0)
     with pytest.raises(RunError, match="fused and written-out attention differ"):
-        write_result(pruned, place, shape=SHAPE, images=TOLD)
+        write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)
     assert not place.exists()
 
 
@@ -157,7 +151,7 @@ def test_a_copy_that_is_not_the_dense_model_ends_the_run(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("weight", "output", "good"), [(0.0, 1e-7, True), (0.0, 1e-5, False), (1e-7, 0.0, False)])
 def test_a_file_gives_every_tensor_back_and_the_outputs_but_for_rounding(weight: float, output: float, good: bool, pruned: nn.Module,
                                                                          place: Path, no_onnx: None,
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                         monkeypatch: pytest.MonkeyPatch, beside: dict[str, Any]) -> None:
     def read(arch: Path, weights: Path) -> nn.Module:
         found = load(arch, weights)
         with torch.no_grad():
@@ -167,10 +161,10 @@ def test_a_file_gives_every_tensor_back_and_the_outputs_but_for_rounding(weight:
 
     monkeypatch.setattr("nasvit.search.prune_result.files.load", read)
     if good:
-        assert write_result(pruned, place, shape=SHAPE, images=TOLD)["fused"] <= 1e-5
+        assert write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)["fused"] <= 1e-5
     else:
         with pytest.raises(RunError, match="does not give back the network"):
-            write_result(pruned, place, shape=SHAPE, images=TOLD)
+            write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)
 
 
 def record(accuracy: float, ms: float, *, rung: int = 1) -> TrialRecord:
@@ -291,50 +285,48 @@ def test_probes_are_measured_once_those_that_fail_are_named_and_a_lost_device_en
         session._probed(space, start, {}, path=tmp_path / "probes.json", resume=False)
 
 
-def test_files_of_an_earlier_result_do_not_stay(pruned: nn.Module, place: Path, no_onnx: None) -> None:
+def test_files_of_an_earlier_result_do_not_stay(pruned: nn.Module, place: Path, no_onnx: None, beside: dict[str, Any]) -> None:
     place.mkdir()
     others = ("model.onnx", "model.xml", "model.bin", "predict.py", "tokens.png")
     for name in others:
         (place / name).write_text("of another network")
-    write_result(pruned, place, shape=SHAPE, images=TOLD)
+    write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)
     assert not any((place / name).exists() for name in others)
 
 
 def test_attentions_may_differ_by_twice_what_the_dense_models_do(pruned: nn.Module, dense: Dense, place: Path, no_onnx: None,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                 monkeypatch: pytest.MonkeyPatch, beside: dict[str, Any]) -> None:
     def differ(of_pruned: float, of_dense: float) -> None:
         monkeypatch.setattr(prune_result, "attentions_differ", lambda module, probe: of_pruned if module is pruned else of_dense)
 
     for of_pruned, of_dense in ((1.9e-5, 1e-5), (9e-7, 1e-8)):
         differ(of_pruned, of_dense)
-        found = write_result(pruned, place, shape=SHAPE, images=TOLD)
+        found = write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)
         assert (found["fused"], found["fused_dense"]) == (of_pruned, of_dense)
     differ(2.1e-5, 1e-5)
     with pytest.raises(RunError, match=r"differ by 2\.1e-05 \(at most 2e-05: the dense model's differ by 1\.0e-05"):
-        write_result(pruned, place, shape=SHAPE, images=TOLD)
+        write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)
 
 
 @pytest.mark.usefixtures("no_onnx")
 @pytest.mark.parametrize("operator", ["merge", "topk_fuse", "slow_fast"])
 def test_a_result_that_selects_tokens_has_a_picture_of_them_and_another_has_none(operator: str, dense: Dense, pruned: nn.Module,
-                                                                                 place: Path) -> None:
+                                                                                 place: Path, beside: dict[str, Any]) -> None:
     fewer = slice_weights(dense, uniform(dense.plan.source, keep=1.0, operator=operator, keep_ratio=0.5), {})
-    found = write_result(fewer, place, shape=SHAPE, images=TOLD)["tokens"]
+    found = write_result(fewer, place, shape=SHAPE, images=TOLD, **beside)["tokens"]
     assert (found["file"], found["images"]) == ("tokens.png", 3) and found["panels"] >= 1
     with Image.open(place / "tokens.png") as picture:
         assert picture.format == "PNG" and picture.height == 3 * (14 + 168 + 30 + 14)
-    assert write_result(pruned, place, shape=SHAPE, images=TOLD)["tokens"] is None and not (place / "tokens.png").exists()
+    assert write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)["tokens"] is None and not (place / "tokens.png").exists()
 
 
 @pytest.mark.parametrize("case", ["fsla_only", "evo_deit"])
-def test_a_network_of_a_search_shows_its_segments_and_the_clusters_of_each_blocks_first_head(case: str, tmp_path: Path, no_onnx: None,
-                                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_a_search_shows_its_segments_and_the_clusters_of_each_blocks_first_head(case: str, place: Path, no_onnx: None) -> None:
     network: Any = make(case)
     channels, size = network.arch.in_channels, network.arch.image_size
-    data = Images(torch.zeros(2, channels, *size, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
-    monkeypatch.setattr(prune_result, "load", lambda *_, **__: SimpleNamespace(val=data))
-    found = write_result(network, begun(prepare(network), tmp_path / "run"), shape=(channels, *size),
-                         images={**TOLD, "mean": [0.5] * channels, "std": [0.25] * channels})["tokens"]
+    val = Images(torch.zeros(2, channels, *size, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
+    found = write_result(network, place, dense=prepare(network).module, runtime=make_runtime("eager"), threads=1, val=val,
+                         shape=(channels, *size), images={**TOLD, "mean": [0.5] * channels, "std": [0.25] * channels})["tokens"]
     maps = kept_tokens(network, torch.randn(channels, *size))
     first = [m for m in maps if m.head == 0]
     assert (found["panels"], found["images"]) == (len(first), 2) and (len(first) < len(maps)) == (case == "fsla_only")
@@ -342,12 +334,12 @@ def test_a_network_of_a_search_shows_its_segments_and_the_clusters_of_each_block
 
 @pytest.mark.parametrize(("runtime", "name"), [("onnxruntime", "model.onnx"), ("openvino", "model.xml")])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_file_is_of_the_runtime_and_precision_that_were_measured(runtime: str, name: str, precision: str, dense: Dense,
-                                                                     pruned: nn.Module, tmp_path: Path) -> None:
+def test_the_file_is_of_the_runtime_and_precision_that_were_measured(runtime: str, name: str, precision: str, pruned: nn.Module,
+                                                                     place: Path, beside: dict[str, Any]) -> None:
     if (why := make_runtime(runtime, precision=precision).missing()) is not None:
         pytest.skip(why)
-    place = begun(dense, tmp_path / "run", device=f"cpu/{runtime}?precision={precision}")
-    found = write_result(pruned, place, shape=SHAPE, images=TOLD)
+    beside = {**beside, "runtime": make_runtime(runtime, precision=precision)}
+    found = write_result(pruned, place, shape=SHAPE, images=TOLD, **beside)
     made = found["export"]
     assert (made["file"], made["runtime"], made["settings"]) == (name, runtime, {"precision": precision}) and (place / name).exists()
     assert (place / "predict.py").exists() and not [p for p in place.glob("model*.onnx") if p.name != name]
