@@ -3,9 +3,10 @@
     python experiments/real_job.py                                     # digits, 3 samplers x 3 seeds; about 25 CPU-minutes
     python experiments/real_job.py --latency measured --minutes 8 --data ../shared/data/cifar10 --out reports/runs/real_cifar10
 
-Each search is `nasvit search` in a run directory of its own under --out (a finished one is not run again). Its front, on each pair of
-objectives, is then trained anew from other weights, in one cycle of the top rung's steps: the accuracies of the search are the best
-of many noisy ones. Hypervolumes of one pair are taken with one reference point, over all retrained networks, and divided by that of the
+Each search is `nasvit search` in a run directory of its own under --out (a finished one is not run again). When all have ended, each
+front, on each pair of objectives, is trained anew from other weights, in one cycle of as many steps as the longest top rung of all of them
+has: the accuracies of the search are the best of many noisy ones, and with --minutes every search has rungs of its own.
+Hypervolumes of one pair are taken with one reference point, over all retrained networks, and divided by that of the
 front of all of them. The table stands in --markdown.
 
 Latency is measured (`--latency measured`, which needs a quiet machine), or, by default, follows a law: LAW below, with NOISE on top that
@@ -86,14 +87,20 @@ def search(experiment: Experiment, *, out: Path, measured: bool) -> None:
         run(experiment, out=out, resume=begun, evaluate=by_law, reference_ms=1.0)
 
 
-def retrained(out: Path, *, seed: int) -> dict[str, dict[str, float]]:
-    """Objectives of the fronts' networks by id, the accuracy from a training of its own, the same for every sampler; remembered in
-    retrained.json."""
+def rungs_of(out: Path) -> list[int]:
+    """The steps of a finished search's rungs."""
+    return [int(steps) for steps in json.loads((out / "summary.json").read_text())["rungs"]]
+
+
+def retrained(out: Path, *, seed: int, steps: int) -> dict[str, dict[str, float]]:
+    """Objectives of the fronts' networks by id, the accuracy from a training of so many steps of its own, the same for every sampler;
+    remembered in retrained.json."""
     path = out / "retrained.json"
     done: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    done = {arch_id: row for arch_id, row in done.items() if row.get("steps", rungs_of(out)[-1]) == steps}
     experiment, env = Experiment.load(out / "experiment.yaml"), json.loads((out / "env.json").read_text())
     records = read(out / "records.jsonl")
-    rungs = json.loads((out / "summary.json").read_text())["rungs"]
+    rungs = rungs_of(out)
     top = [r for r in latest(records).values() if r.rung == len(rungs)]
     for record in {r.arch_id: r for pair in PAIRS for r in pareto(top, pair)}.values():
         if record.arch_id in done:
@@ -102,9 +109,9 @@ def retrained(out: Path, *, seed: int) -> dict[str, dict[str, float]]:
         settings = worker.Settings(run=str(out), data=experiment.data, device="cpu", reference_ms=1.0, image_size=arch.image_size,
                                    seed=int(env.get("seed", experiment.seed)), rungs=tuple(rungs))
         own = worker.derive_seed(seed, arch.id, "real job")
-        score = short_train.fit(build(arch, seed=own), worker.dataset(settings), budget=rungs[-1], seed=own,
+        score = short_train.fit(build(arch, seed=own), worker.dataset(settings), budget=steps, seed=own,
                                 recipe=Recipe.of(experiment.recipe))
-        done[record.arch_id] = {**record.objectives, "accuracy": score.value, "said": record.objectives["accuracy"]}
+        done[record.arch_id] = {**record.objectives, "accuracy": score.value, "said": record.objectives["accuracy"], "steps": steps}
         path.write_text(json.dumps(done, indent=1) + "\n")
     return done
 
@@ -150,6 +157,7 @@ def text(runs: Sequence[Finished], args: argparse.Namespace) -> str:
     where = "measured" if args.latency == "measured" else f"by a law with {100 * NOISE:.0f} % noise (see the script)"
     long = f"{args.budget} networks" if args.minutes is None else f"{args.minutes:g} minutes"
     said = [row["said"] - row["accuracy"] for r in runs for row in r.networks.values()]
+    steps = ", ".join(f"{s:.0f}" for s in sorted({row.get("steps", math.nan) for r in runs for row in r.networks.values()}))
     seeds = ", ".join(str(seed) for seed in sorted({r.seed for r in runs}))
     warning = ["", "One seed: an indication, no proof."] if len({r.seed for r in runs}) == 1 else []
     return "\n".join([
@@ -157,7 +165,7 @@ def text(runs: Sequence[Finished], args: argparse.Namespace) -> str:
         f"`nasvit search` on {Path(args.data).name}, space {args.space}, {long} each, seeds {seeds}, objectives accuracy and latency;",
         f"trainings are real, latency {where}. Hypervolume of the retrained fronts, as a share of that of all searches' retrained networks",
         "together, on accuracy against latency and against MACs (the same searches).", "", table(runs), "",
-        "Retraining (the top rung's steps in one cycle, other weights) changed the accuracies by "
+        f"Retraining ({steps} steps in one cycle, other weights) changed the accuracies by "
         f"{-100 * statistics.fmean(said):+.1f} points on average,",
         f"standard deviation {100 * statistics.stdev(said):.1f}: what differs by less than the spread over seeds means nothing.",
         *warning, ""])
@@ -187,7 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                                         budget=args.budget if args.minutes is None else 100_000, minutes=args.minutes)
                 place = args.out / f"{sampler}-{seed}"
                 search(experiment, out=place, measured=args.latency == "measured")
-                print(f"{place.name}: {len(retrained(place, seed=seed))} networks retrained", flush=True)
+                print(f"{place.name}: rungs {rungs_of(place)}", flush=True)
+            steps = max(rungs_of(args.out / f"{sampler}-{seed}")[-1] for sampler, seed in wanted)
+            for sampler, seed in wanted:
+                networks = retrained(args.out / f"{sampler}-{seed}", seed=seed, steps=steps)
+                print(f"{sampler}-{seed}: {len(networks)} networks retrained for {steps} steps", flush=True)
         report = text([finished(args.out, sampler=s, seed=k) for s, k in wanted], args)
     except NasvitError as error:
         print(f"error: {error}", file=sys.stderr)
