@@ -5,13 +5,14 @@
 Commands are read from the documents and run as they stand there, but for what SHORTER names (budgets, so that this ends today).
 What a reader has and a fresh machine has not is made here, and is real: the device behind ssh is an sshd on 127.0.0.1, the cluster
 a Ray head there that wants a token, the trained checkpoint a short training. The folder of --place is made anew; with --skip-make a
-clone and environment there are used again.
+clone and environment there are used again, with the times that making them took.
 """
 
 from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nasvit.devices.machine import cpu_model
@@ -166,13 +167,16 @@ class Newcomer:
 
 def protocol(place: Path, *, make: bool, only: str | None) -> list[Step]:
     """All steps, in a clone of this checkout's last commit: what makes the environment, the tutorial, the README."""
-    newcomer = Newcomer(place)
+    newcomer, set_up = Newcomer(place), place / "set_up.json"
     if make:
         shutil.rmtree(place, ignore_errors=True)
         newcomer.home.mkdir(parents=True)
         for asked in written("README.md"):
             if asked.startswith(SET_UP):
                 newcomer.sets_up(asked, document="README.md")
+        set_up.write_text(json.dumps([asdict(step) for step in newcomer.steps]), encoding="utf-8")
+    elif set_up.exists():
+        newcomer.steps = [Step(**step) for step in json.loads(set_up.read_text(encoding="utf-8"))]
     with ExitStack() as surroundings:
         for document in ("docs/tutorial.md", "README.md"):
             if only is None or only in document:

@@ -22,7 +22,8 @@ KINDS = ("kept", "merged", "clusters")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenMap:
     """One block's view of the grid. kind "kept": places (H, W) is -1 where the token is not updated (slow_fast) or went into the fused
-    one (topk_fuse). "merged": equal numbers are one token. "clusters": equal numbers attend to each other, in this head."""
+    one (topk_fuse). "merged": equal numbers are one token. "clusters": equal numbers attend to each other, in this head. where: for a
+    reader, stages, blocks and heads counted from 1, as in the drawings."""
 
     where: str
     kind: str
@@ -69,7 +70,7 @@ def _of_transformer(module: Transformer, image: Tensor) -> list[TokenMap]:
     trace: list[Tensor] = []
     module.forward_features(image, trace)
     kind = "merged" if module.operator == "merge" else "kept"
-    return [TokenMap(where=f"block {i}", kind=kind, places=places[0].view(module.grid).cpu()) for i, places in enumerate(trace)]
+    return [TokenMap(where=f"block {i + 1}", kind=kind, places=places[0].view(module.grid).cpu()) for i, places in enumerate(trace)]
 
 
 def _slow_fast(module: Network, image: Tensor) -> list[TokenMap]:
@@ -79,8 +80,8 @@ def _slow_fast(module: Network, image: Tensor) -> list[TokenMap]:
         for start, stop, kept in segments:
             places = torch.full((grid[0] * grid[1],), -1)
             places[kept[0].cpu()] = torch.arange(kept.shape[1])
-            maps.append(TokenMap(where=f"stage {s}, blocks {start} to {stop - 1}" if stop - start > 1 else f"stage {s}, block {start}",
-                                 kind="kept", places=places.view(grid)))
+            blocks = f"blocks {start + 1} to {stop}" if stop - start > 1 else f"block {stop}"
+            maps.append(TokenMap(where=f"stage {s + 1}, {blocks}", kind="kept", places=places.view(grid)))
     return maps
 
 
@@ -110,11 +111,11 @@ def _clusters_of(mixer: FSLAMixer, x: Tensor, path: str) -> list[TokenMap]:
     q = mixer.qkv(x)[..., :dim].view(1, height * width, mixer.num_heads, -1).transpose(1, 2)
     order = cluster_order(q, depth=mixer.cluster_depth)[0].cpu()  # (h, N)
     size = order.shape[1] // 2**mixer.cluster_depth
-    _, s, _, b, *_ = path.split(".")
+    s, b = (int(number) + 1 for number in path.split(".")[1:4:2])
     maps = []
     for head, tokens in enumerate(order):
         places = torch.empty_like(tokens)
         places[tokens] = torch.arange(len(tokens)) // size
-        maps.append(TokenMap(where=f"stage {s}, block {b}, head {head}", kind="clusters", places=places.view(height, width),
+        maps.append(TokenMap(where=f"stage {s}, block {b}, head {head + 1}", kind="clusters", places=places.view(height, width),
                              head=head))
     return maps

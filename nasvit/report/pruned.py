@@ -1,26 +1,16 @@
-"""What a report says of a pruned model: dense against pruned, the recovery curve, the tokens it selects, and the sibling test.
-
-Reads prune.json, and the picture that stands in `pruned/`.
-"""
+"""What a report says of a pruned model: dense against pruned, the recovery curve, and the sibling test. Reads prune.json."""
 
 from __future__ import annotations
 
-import base64
 import json
-from pathlib import Path
 from typing import Any
 
 from nasvit.errors import RunError
 from nasvit.report.page import number, percent
 from nasvit.report.tables import Run
 
-TOKENS = "pruned/tokens.png"
 RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of fine-tuning with the dense model as teacher, on the images "
                   "that the search judged by.")
-TOKENS_WORDS = ("The pruned model on validation images, block after block: faded tokens are not kept (the share of those kept stands above "
-                "them), merged ones show the mean of what they stand for, and clusters that attend to each other have a colour each.")
-_PNG, _LARGEST = b"\x89PNG\r\n\x1a\n", 32 << 20
-"""How the picture's file begins, and how many bytes it has at most: any other file is not ours, and is not put into a page."""
 
 
 def pruned_section(run: Run) -> dict[str, Any] | None:
@@ -31,16 +21,15 @@ def pruned_section(run: Run) -> dict[str, Any] | None:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         dense = {"what": f"dense {facts['model']}", **_figures(facts["dense"])}
-        rows, curve, words, picture = [dense], [], "", ""
+        rows, curve, words = [dense], [], ""
         if "pruned" in facts:
             rows += [{"what": "pruned", **_figures(facts["pruned"])}, *map(_sibling, facts["siblings"])]
             curve = [{"steps": point["steps"], "share": percent(point.get("share_of_dense")),
                       "accuracy": percent(point["accuracy"], digits=2)} for point in facts["recovery"]]
             words = _words(facts)
-            picture = _picture(run.path / TOKENS) if facts.get("written", {}).get("tokens") else ""
         return {"rows": rows, "curve": curve, "words": words, "training": facts.get("dense_training", ""),
                 "verdict": facts.get("verdict", {}).get("text", ""), "dominated": facts.get("verdict", {}).get("dominated"),
-                "picture": picture, "picture_words": TOKENS_WORDS, "curve_words": RECOVERY_WORDS, "checks": _checks(facts)}
+                "curve_words": RECOVERY_WORDS, "checks": _checks(facts)}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
 
@@ -98,11 +87,3 @@ def _checks(facts: dict[str, Any]) -> str:
         return text
     return (f"{text} Fused and written-out attention of the pruned model agree to {written['fused']:.1e}, the dense model's to "
             f"{written['fused_dense']:.1e}.")
-
-
-def _picture(path: Path) -> str:
-    """A PNG for a page that makes no request, as base64; empty for anything else, and for a link, which may lead out of the run."""
-    if path.is_symlink() or path.parent.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
-        return ""
-    data = path.read_bytes()
-    return base64.b64encode(data).decode() if data.startswith(_PNG) else ""

@@ -30,8 +30,9 @@ from nasvit.report.page import (
 )
 from nasvit.report.plots import front_chart, headline, hypervolume_chart, picture
 from nasvit.report.precision import columns as precision_columns
-from nasvit.report.pruned import RECOVERY_WORDS, TOKENS, TOKENS_WORDS, pruned_section
+from nasvit.report.pruned import RECOVERY_WORDS, pruned_section
 from nasvit.report.tables import Run, load
+from nasvit.report.tokens import tokens_of
 from nasvit.report.truth import truth_of, verdict
 from nasvit.report.verified import verify
 from nasvit.whole_file import whole
@@ -70,7 +71,7 @@ def html(run: Run) -> str:
         specs["fronts"] = devices_chart(run)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "template.html").read_text(encoding="utf-8"))
-    return template.render(**page(run), pruned=pruned_section(run), devices=devices, **page_scripts(specs))
+    return template.render(**page(run), pruned=pruned_section(run), devices=devices, tokens=tokens_of(run), **page_scripts(specs))
 
 
 def markdown(run: Run) -> str:
@@ -109,8 +110,9 @@ def markdown(run: Run) -> str:
         if cut["curve"]:
             parts += [_cell(RECOVERY_WORDS), _table([list(row.values()) for row in cut["curve"]],
                                                     ["steps", "share of the dense training", "accuracy"])]
-        if cut["picture"]:
-            parts += ["## Which tokens each block keeps", _cell(TOKENS_WORDS), f"![The tokens of each block]({TOKENS})"]
+    tokens = tokens_of(run)
+    if tokens is not None:
+        parts += ["## Which tokens each block keeps", _cell(tokens.words), f"![The tokens of each block]({tokens.file})"]
     if baselines:
         rows = [[r[k] for k in _BASELINE_KEYS] for r in baselines]
         head = ["baseline", "accuracy", "latency", "params", "front at no more latency", "front at no less accuracy"]

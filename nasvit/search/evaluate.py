@@ -213,11 +213,7 @@ def promote(job: Job, blank: TrialRecord) -> TrialRecord:
     settings, earlier = job.settings, job.earlier
     if earlier is None or earlier.checkpoint is None:
         raise RunError(f"trial {job.trial} has no checkpoint at rung {job.rung - 1} to go on from")
-    path = Path(settings.run) / earlier.checkpoint
-    if not path.exists():
-        raise RunError(f"the checkpoint {path} is gone")
-    module = build(job.arch, seed=blank.seed)
-    module.load_state_dict(read_weights(path))
+    module = trained(earlier, settings)
     before, steps = settings.rungs[job.rung - 2 : job.rung]
     score = short_train.fit(module, dataset(settings), budget=steps - before, seed=derive_seed(settings.seed, job.arch.id, job.rung),
                             recipe=Recipe.of(settings.recipe), device=train_on(settings), step_guard=machine_lock.training,
@@ -264,6 +260,18 @@ def keep(module: nn.Module, job: Job) -> str:
     relative = f"checkpoints/{job.arch.id}-r{job.rung}.safetensors"
     write_weights(Path(job.settings.run) / relative, module.state_dict())
     return relative
+
+
+def trained(record: TrialRecord, settings: Settings) -> nn.Module:
+    """The network of a record with the weights that `keep` wrote. Raises RunError where they are gone."""
+    if record.checkpoint is None:
+        raise RunError(f"trial {record.trial} has no checkpoint")
+    path = Path(settings.run) / record.checkpoint
+    if not path.exists():
+        raise RunError(f"the checkpoint {record.checkpoint} is gone")
+    module = build(record.network(), seed=record.seed)
+    module.load_state_dict(read_weights(path))
+    return module
 
 
 # ---- per process caches: what a worker would otherwise load again for every job ---------------------------------------

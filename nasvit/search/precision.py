@@ -16,15 +16,13 @@ import torch
 from nasvit.data.augment import Normaliser
 from nasvit.devices import machine_lock, open_device
 from nasvit.errors import NasvitError, RunError
-from nasvit.models.build import build
 from nasvit.models.deploy import deploy
-from nasvit.models.weight_file import read_weights
 from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes import Runtime
 from nasvit.runtimes.accuracy import RuntimeAccuracy, quantised_accuracy
 from nasvit.search.directory import read_json, write_json
-from nasvit.search.evaluate import Settings, dataset
+from nasvit.search.evaluate import Settings, dataset, trained
 
 MOST = 1000
 """Validation images at most, evenly drawn: each is run alone, as it is timed, and both sides see the same ones."""
@@ -74,11 +72,7 @@ def _figures(record: TrialRecord, *, settings: Settings, runtime: Runtime, threa
 def _accuracy(record: TrialRecord, *, settings: Settings, runtime: Runtime, threads: int) -> RuntimeAccuracy:
     if not record.has_arch:
         raise RunError("a pruned network's accuracy is measured in float32 alone")
-    path = None if record.checkpoint is None else Path(settings.run) / record.checkpoint
-    if path is None or not path.exists():
-        raise RunError("its checkpoint is gone")
-    module = build(record.network(), seed=record.seed)
-    module.load_state_dict(read_weights(path))
+    module = trained(record, settings)
     data = dataset(settings)
     count = len(data.val)
     chosen = torch.arange(count) if count <= MOST else torch.linspace(0, count - 1, MOST).long()

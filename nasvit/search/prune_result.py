@@ -27,12 +27,12 @@ from nasvit.pruning import files
 from nasvit.pruning.blocks import set_fused
 from nasvit.pruning.plan import Plan, PlanError
 from nasvit.pruning.to_timm import timm_arguments, to_timm
-from nasvit.pruning.token_sheet import token_picture
 from nasvit.runtimes import FileRuntime, Runtime, make_runtime
 from nasvit.runtimes.accuracy import quantised_accuracy
 from nasvit.runtimes.description import attach, description
 from nasvit.runtimes.parity import BOUND, compare
 from nasvit.runtimes.predict import PREDICTABLE, predict_script
+from nasvit.search import tokens
 from nasvit.whole_file import whole
 
 ROUNDING, TIMES_DENSE = 1e-5, 2.0
@@ -44,8 +44,6 @@ INPUTS = 4
 """Random images that the runtime is compared on."""
 AT_ONCE = 200
 """Validation images that a runtime's process gets at a time: it has a time limit."""
-SHOWN = 3
-"""Validation images in the picture of tokens."""
 
 
 def write_result(module: nn.Module, folder: Path, *, dense: nn.Module, runtime: Runtime, threads: int, val: Images,
@@ -64,7 +62,7 @@ def write_result(module: nn.Module, folder: Path, *, dense: nn.Module, runtime: 
     if not fused <= allowed:
         raise RunError(f"the pruned network's fused and written-out attention differ by {fused:.1e} (at most {allowed:.0e}: the dense "
                        f"model's differ by {fused_dense:.1e}); nothing was written")
-    _clear(folder, "model.*", "predict.py", "timm.*", "tokens.png")  # of another result, before a resume
+    _clear(folder, "model.*", "predict.py", "timm.*", tokens.FILE)  # of another result, before a resume
     arch, weights = files.save(module, folder)
     if not _gives_back(files.load(arch, weights), module, probe):
         raise RunError(f"{weights} does not give back the network that was written; do not use it")
@@ -73,7 +71,7 @@ def write_result(module: nn.Module, folder: Path, *, dense: nn.Module, runtime: 
         assert isinstance(runtime, FileRuntime)
     export = _exported(module, folder, runtime=runtime, threads=threads, val=val, shape=shape, about=images)
     return {"fused": fused, "fused_dense": fused_dense, "export": export, "timm": _timm(module, folder),
-            "tokens": _tokens(module, folder, val, about=images)}
+            "tokens": tokens.draw(module, val, folder, mean=images["mean"], std=images["std"])}
 
 
 def quantised(runtime: FileRuntime) -> bool:
@@ -151,17 +149,6 @@ def _exported(module: nn.Module, folder: Path, *, runtime: FileRuntime, threads:
         with whole(folder / "predict.py") as temporary:
             temporary.write_text(predict_script(runtime.name, file=target), encoding="utf-8")
     return made
-
-
-def _tokens(module: nn.Module, folder: Path, val: Images, *, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """tokens.png: what every block does with the tokens of a few validation images, spread over all."""
-    chosen = torch.linspace(0, len(val) - 1, SHOWN).round().long().unique()
-    drawn = token_picture(module, val.images[chosen], mean=about["mean"], std=about["std"], one_head=True)
-    if drawn is None:
-        return None
-    with whole(folder / "tokens.png") as temporary:
-        drawn[0].save(temporary, format="PNG")
-    return {"file": "tokens.png", "images": len(chosen), "panels": drawn[1]}
 
 
 def _timm(module: nn.Module, folder: Path) -> dict[str, Any]:

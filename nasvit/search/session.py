@@ -17,7 +17,7 @@ from nasvit.models.space_check import check_space
 from nasvit.results.precision import FILE as PRECISION_FILE
 from nasvit.results.precision import precisions
 from nasvit.results.record import TrialRecord, read
-from nasvit.search import baselines, directory, pilot, precision, truth, zero_cost
+from nasvit.search import baselines, directory, pilot, precision, tokens, truth, zero_cost
 from nasvit.search.elsewhere import Elsewhere
 from nasvit.search.evaluate import Job, Settings, evaluate
 from nasvit.search.gone import gone_of, left, summed, without
@@ -291,10 +291,14 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
                                                                    precisions=others, path=out / PRECISION_FILE, told=tell)
                     directory.write_json(out / "summary.json", summary)
                 if experiment.truth and loop.lost is None:
-                    left = None if experiment.minutes is None else 60 * experiment.minutes - (time.monotonic() - started)
+                    remaining = None if experiment.minutes is None else 60 * experiment.minutes - (time.monotonic() - started)
                     summary["truth"] = truth.run_truth(
                         loop.records, settings=loop.settings, names=loop.experiment.objectives, share=experiment.truth, engine=engine,
-                        path=out / truth.FILE, evaluate=evaluate, seconds=left, told=tell)
+                        path=out / truth.FILE, evaluate=evaluate, seconds=remaining, told=tell)
+                    directory.write_json(out / "summary.json", summary)
+                seen = tokens.draw_front(loop.records, settings=loop.settings, names=loop.experiment.objectives, folder=out)
+                if seen is not None:
+                    summary["tokens"] = seen
                     directory.write_json(out / "summary.json", summary)
                 baselines.run_timm(experiment.baselines, settings=loop.settings, engine=engine, path=out / "baselines.jsonl",
                                    told=tell)

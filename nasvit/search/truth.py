@@ -26,7 +26,7 @@ STRETCH = 2
 """The truth's steps, as a multiple of the top rung's."""
 FEWEST, MOST = 6, 24
 """Networks: with fewer than FEWEST a tau says nothing, more than MOST say little more."""
-ALLOWED = 0.5
+ALLOWED = 0.75
 """FEWEST are trained although the share buys fewer, if they take no more than this share of the search's steps."""
 
 

@@ -58,7 +58,7 @@ def test_each_network_of_the_front_is_asked_in_the_devices_runtime_once_and_one_
     assert told == {"precision": "int8", "networks": 1, "missing": 1, "largest_loss": pytest.approx(0.1)}
     first, second = json.loads((tmp_path / "precision.json").read_text())["points"]
     assert (first["trial"], first["accuracy"], first["elsewhere"]) == (0, 0.4, False)
-    assert second["trial"] == 1 and "checkpoint is gone" in second["reason"] and "accuracy" not in second
+    assert second["trial"] == 1 and "is gone" in second["reason"] and "accuracy" not in second
     gone.write_bytes(weights)
     assert measured()["latency_ms"]["networks"] == 2  # type: ignore[index]
     assert asked == [({"precision": "int8"}, 1, 50)] * 2  # a resumed search computes what is missing, and nothing twice
