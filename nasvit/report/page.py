@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from nasvit.report.tables import Run, foreign, part
 from nasvit.report.truth import Truth, truth_of, verdict
 from nasvit.report.verified import Verified, verify
 from nasvit.results.objectives import objective
-from nasvit.results.record import latest
+from nasvit.results.record import TrialRecord, latest
 
 Page = dict[str, Any]
 _ABSENT = "\u2013"  # a dash
@@ -212,12 +212,28 @@ def made_rows(run: Run) -> list[tuple[str, str]]:
         ("wall time", _joined(_time(made, "wall_seconds"), _of(made, "sessions", "session(s)"))),
         ("training, measuring, waiting for a measurement",
          _joined(*(_time(made, key) for key in ("train_seconds", "measure_seconds", "wait_seconds")))),
+        ("what a rejection cost", _rejection_text(run.records)),
         ("share outside all three", percent(made["overhead_share"]) if isinstance(made.get("overhead_share"), (int, float)) else ""),
         ("host", _joined(host.get("system"), _of(host, "cores", "cores"), _of(host, "memory_gb", "GB"))),
         ("left out of the space", _joined(*(f"{k}: {v}" for k, v in part(env, "excluded").items()))),
         ("drifted since the start", _joined(*env["drift"]) if isinstance(env.get("drift"), list) else ""),
         ("versions", _joined(*(f"{k} {env[k]}" for k in ("nasvit", "python", "torch", "optuna", "timm") if k in env)))]
     return [(name, value) for name, value in lines if value]
+
+
+def _rejection_text(records: Sequence[TrialRecord]) -> str:
+    """Seconds of a network that was over a limit, beside those of one that was trained to the highest rung so far; empty without either."""
+    spent: dict[int, float] = {}
+    for record in records:
+        spent[record.trial] = spent.get(record.trial, 0.0) + record.seconds.get("train", 0.0) + record.seconds.get("measure", 0.0)
+    last = latest(records).values()
+    top = max((r.rung for r in last if r.status == "complete"), default=0)
+    rejected = [spent[r.trial] for r in last if r.status == "rejected"]
+    whole = [spent[r.trial] for r in last if r.status == "complete" and r.rung == top]
+    if not rejected or sum(whole) <= 0:
+        return ""
+    each, full = sum(rejected) / len(rejected), sum(whole) / len(whole)
+    return f"{duration(each)} on average of {len(rejected)}, {percent(each / full)} of a network trained to rung {top} ({duration(full)})"
 
 
 def _scores_text(scores: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import yaml
 from nasvit.errors import RunError
 from nasvit.report import load, render
 from nasvit.report.render import html, markdown
-from nasvit.results.record import TrialRecord, append, read
+from nasvit.results.record import TrialRecord, append, latest, read
 from tests.unit.report.make_run import write_run
 
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
@@ -160,3 +160,19 @@ def test_a_file_of_a_run_that_says_the_impossible_is_damaged_and_named(tmp_path:
         with pytest.raises(RunError, match=word):
             load(path)
         (path / name).write_text(kept)
+
+
+def test_what_a_rejection_cost_stands_beside_a_whole_trial(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    last = latest(load(path).records).values()
+    top = max(r.rung for r in last if r.status == "complete")
+    base = {"status": "complete", "arch": None, "objectives": {"accuracy": 0.1, "latency_ms": 99.0}}
+    append(path / "records.jsonl", TrialRecord(trial=900, arch_id="a", rung=1, seconds={"measure": 1.0, "train": 3.0}, **base))
+    append(path / "records.jsonl", TrialRecord(trial=900, arch_id="a", rung=top + 1, seconds={"train": 96.0}, **base))
+    for trial, seconds in ((901, 2.0), (902, 4.0)):
+        append(path / "records.jsonl", TrialRecord(trial=trial, status="rejected", rung=0, arch=None, arch_id=str(trial), reason="too slow",
+                                                   seconds={"measure": seconds, "wait": 50.0}))
+    found = next(line for line in markdown(load(path)).splitlines() if "what a rejection cost" in line)
+    others = [r.seconds["measure"] for r in last if r.status == "rejected"]
+    each = (sum(others) + 6.0) / (len(others) + 2)
+    assert f"{each:.3g} s on average of {len(others) + 2}, {each:.1f} % of a network trained to rung {top + 1} (1 min 40 s)" in found
