@@ -98,7 +98,8 @@ def profile(
     if skipped:
         typer.echo(f"{len(skipped)} networks could not be measured and are left out, the last {skipped[-1]}")
     typer.echo(f"nine in ten new networks are expected within {half_width(model, loaded):.1%} of what is predicted")
-    typer.echo(f"use it: nasvit search --space {space} --device '{device}' --profile {place}")
+    typer.echo(f"use it: nasvit search --space {space} --device '{device}' --profile {place}, on images of "
+               f"{'x'.join(map(str, loaded.image_size))} px")
 
 
 def _known(path: Path, *, space: SearchSpace) -> LatencyModel:
@@ -107,7 +108,7 @@ def _known(path: Path, *, space: SearchSpace) -> LatencyModel:
     model = LatencyModel.load(path)
     if model.about.get("space") != space.name:
         raise ConfigError(f"{path} is a profile of the space {model.about.get('space')}, not of {space.name}")
-    sizes = sorted({o.arch.image_size for o in model.observations})
+    sizes = model.image_sizes
     if sizes != [space.image_size]:
         was = ", ".join(f"{height}x{width}" for height, width in sizes)
         here = "x".join(map(str, space.image_size))

@@ -119,6 +119,11 @@ class LatencyModel:
         found = [replace(o, ms=o.ms * factor) for o in self.observations]
         return LatencyModel(found, about={**self.about, "reference_ms": float(self.about.get("reference_ms", 0.0)) * factor})
 
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of the images that its networks were measured on."""
+        return sorted({o.arch.image_size for o in self.observations})
+
     def predict(self, arch: Arch) -> Prediction:
         """Raises NasvitError while fewer than FEWEST networks are known."""
         return self.predict_many([arch])[0]

@@ -89,7 +89,7 @@ class Screen:
 
 
 def make_screen(experiment: Experiment, *, settings: Settings) -> Screen:
-    """The screen of a search, with its profiles on the run's scale. Raises ConfigError for a profile of another device."""
+    """The screen of a search, with its profiles on the run's scale. Raises ConfigError for a profile of another device or image size."""
     given = experiment.profile
     profiles = {} if given is None else {"": given} if isinstance(given, str) else dict(given)
     first = next(iter(experiment.devices), "")
@@ -106,6 +106,10 @@ def make_screen(experiment: Experiment, *, settings: Settings) -> Screen:
         if model.about.get("fingerprint") != fingerprint:
             raise ConfigError(f"{path} is the profile of device {model.about.get('fingerprint')} and this one is {fingerprint}; profile it "
                               "with these versions and settings")
+        if model.image_sizes != [settings.image_size]:
+            was, here = (", ".join(f"{height}x{width}" for height, width in sizes) for sizes in (model.image_sizes, [settings.image_size]))
+            raise ConfigError(f"{path} is a profile at {was or 'no'} px and the search is at {here} px, whose latencies are not alike: "
+                              f"profile the device with --image-size {settings.image_size[0]}, or set image_size in the experiment file")
         models[f"latency_ms@{name}" if name else "latency_ms"] = model.scaled(reference_ms / float(model.about["reference_ms"]))
     relies = experiment.sampler == "surrogate"
     guessed = [name for name in experiment.objectives if relies and name.partition("@")[0] == "latency_ms"]

@@ -117,6 +117,8 @@ def test_a_profile_of_another_device_is_refused_and_one_of_this_is_used_on_the_r
     assert screen.judge(every()[-1]) is not None
     with pytest.raises(ConfigError, match="profile of device here and this one is there"):
         make_screen(experiment, settings=replace(made, fingerprint="there"))
+    with pytest.raises(ConfigError, match=r"profile at 16x16 px and the search is at 64x64 px.*: profile the device with --image-size 64"):
+        make_screen(experiment, settings=replace(made, image_size=(64, 64)))
 
 
 def test_a_model_that_knows_enough_learns_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
