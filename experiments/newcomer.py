@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nasvit.devices.machine import cpu_model
 
@@ -109,13 +111,20 @@ def ssh_server(folder: Path, *, python: Path) -> Iterator[str]:
 def cluster(environment: Mapping[str, str]) -> Iterator[str]:
     """A Ray head on 127.0.0.1 that wants a token, as docs/cluster.md has it; yields its HOST:PORT."""
     port = free_port()
-    for command in ("ray get-auth-token --generate && chmod 600 ~/.ray/auth_token",
-                    f"ray start --head --node-ip-address=127.0.0.1 --port={port} --include-dashboard=false --disable-usage-stats"):
-        subprocess.run(["bash", "-c", command], env=dict(environment), check=True, stdout=subprocess.DEVNULL)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": dict(environment)}
+    subprocess.run(["bash", "-c", "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"], check=True, **quiet)
+    head = subprocess.Popen(["bash", "-c", f"exec ray start --head --block --node-ip-address=127.0.0.1 --port={port} "
+                             "--include-dashboard=false --disable-usage-stats"], start_new_session=True, **quiet)
     try:
+        for _ in range(60):
+            time.sleep(1)
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
         yield f"127.0.0.1:{port}"
     finally:
-        subprocess.run(["bash", "-c", "ray stop --force"], env=dict(environment), check=False, stdout=subprocess.DEVNULL)
+        os.killpg(head.pid, signal.SIGTERM)  # this head alone: `ray stop` would end every cluster of the machine
+        head.wait()
 
 
 class Newcomer:

@@ -146,7 +146,7 @@ def _show(experiment: Any) -> None:
     start = begin(experiment, out=None, resume=False)
     images, labels = calibration(start.data, number=32, seed=experiment.seed)
     space, speed = make_space(experiment, start, importance(start.dense, images, labels, criterion=experiment.criterion).scores)
-    typer.echo(f"images are normalised {start.normalised}")
+    typer.echo(f"images of {'x'.join(map(str, start.data.image_size))} px are normalised {start.normalised}")
     typer.echo(f"{experiment.model}: {start.accuracy:.2%}, {start.latency['median_ms']:.4g} ms, {start.macs_g:.4g} G MACs, "
                f"{start.params_m:.4g} M parameters; a plan that keeps everything differs by {start.identity:.1e}")
     target = "none: the whole front" if start.target_ms is None else f"{start.target_ms:.4g} ms"

@@ -57,8 +57,9 @@ def open_model(name: str, *, arch: str | None, checkpoint: str | None, num_class
     return model.eval()
 
 
-def image_size_of(name: str, *, arch: str | None) -> tuple[int, int] | None:
-    """(H, W) that the model was made for, None where timm's name does not say."""
+def image_size_of(name: str, *, arch: str | None, checkpoint: str | None) -> tuple[int, int] | None:
+    """(H, W) that the model was made for: of timm's models what the metrics.json of `nasvit train` beside the checkpoint says, else what
+    the name does. None where neither says any."""
     if not name.startswith("timm:"):
         from nasvit.pruning.files import read_form
         from nasvit.pruning.plan import Plan
@@ -70,6 +71,10 @@ def image_size_of(name: str, *, arch: str | None) -> tuple[int, int] | None:
             height, width = form.source.options["image_size"]
             return int(height), int(width)
         return form.image_size
+    for path in _records(Path(checkpoint)) if checkpoint is not None else ():
+        size = _part(_read(path), "data").get("image_size")
+        if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size):
+            return size[0], size[1]
     ensure()
     import timm
 
@@ -137,10 +142,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _recorded(path: Path) -> dict[str, Any]:
     """Mean and std of a metrics.json or prune.json; empty where there is no such file, or one of another program."""
-    found = _read(path)
-    told = found.get("data", found)
-    whole = isinstance(told, dict) and all(isinstance(told.get(key), list) for key in ("mean", "std"))
+    told = _part(_read(path), "data")
+    whole = all(isinstance(told.get(key), list) for key in ("mean", "std"))
     return {key: told[key] for key in ("mean", "std")} if whole else {}
+
+
+def _part(found: dict[str, Any], key: str) -> dict[str, Any]:
+    """That mapping of a file, the file itself where it has none."""
+    told = found.get(key, found)
+    return told if isinstance(told, dict) else {}
 
 
 def _same_classes(name: str, model: nn.Module, *, num_classes: int) -> None:
@@ -166,14 +176,15 @@ def _published(name: str, *, num_classes: int) -> nn.Module:
 
 
 def _trained(name: str, checkpoint: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int] | None) -> nn.Module:
-    model = make_named(name, image_size=image_size or image_size_of(f"timm:{name}", arch=None) or (224, 224), in_channels=in_channels,
-                       num_classes=num_classes, seed=0)
+    size = image_size or image_size_of(f"timm:{name}", arch=None, checkpoint=checkpoint) or (224, 224)
+    model = make_named(name, image_size=size, in_channels=in_channels, num_classes=num_classes, seed=0)
     state = _state(Path(checkpoint))
     own = model.state_dict()
     faults = [f"{n} is missing" for n in own if n not in state] + [f"{n} has no place" for n in state if n not in own]
     faults += [f"{n} is {tuple(v.shape)}, not {tuple(own[n].shape)}" for n, v in state.items() if n in own and own[n].shape != v.shape]
     if faults:
-        raise CheckpointError(f"{checkpoint} does not fit {name} with {num_classes} classes: {'; '.join(faults[:6])}")
+        raise CheckpointError(f"{checkpoint} does not fit {name} with {num_classes} classes at {size[0]}x{size[1]} px: "
+                              f"{'; '.join(faults[:6])}; if it was trained on images of another size, give that by --image-size")
     model.load_state_dict(state)
     return model
 

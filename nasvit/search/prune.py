@@ -123,7 +123,7 @@ def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Sta
     check(experiment)
     own = {experiment.device, named_device(experiment.device)[0], *list(experiment.devices)[:1]}
     target_of(experiment.target, dense_ms=math.inf, own=own)  # its words, before anything is measured
-    size = experiment.image_size or image_size_of(experiment.model, arch=experiment.arch)
+    size = experiment.image_size or image_size_of(experiment.model, arch=experiment.arch, checkpoint=experiment.checkpoint)
     loaded = data = load(experiment.data, seed=experiment.seed, image_size=size)
     model = open_model(experiment.model, arch=experiment.arch, checkpoint=experiment.checkpoint, num_classes=data.num_classes,
                        in_channels=data.in_channels, image_size=size)
@@ -237,7 +237,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     space, speed = make_space(experiment, start, scores)
     env["space"]["size"] = space.size()
     env["dense_training"] = words if kept is None or kept.dense_steps != dense_steps else before.get("dense_training", words)
-    notes: tuple[str, ...] = (f"images are normalised {start.normalised}",
+    notes: tuple[str, ...] = (f"images of {'x'.join(map(str, start.data.image_size))} px are normalised {start.normalised}",
                               f"recovery trains {', '.join(map(str, rungs))} steps; {env['dense_training']}")
     if start.target_ms is not None:
         asked, failed = _probed(space, start, scores, path=out / PROBES, resume=bool(before))

@@ -1,4 +1,4 @@
-"""Whose mean and std a model's images are normalised by."""
+"""Whose mean and std a model's images are normalised by, and how large they are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nasvit.data import DataSet, load
-from nasvit.errors import ConfigError
+from nasvit.errors import CheckpointError, ConfigError
+from nasvit.named import make_named
 from nasvit.pruning import UnsupportedModelError
-from nasvit.pruning.opening import as_trained, full_name, open_model
+from nasvit.pruning.opening import as_trained, full_name, image_size_of, open_model
 from nasvit.torchvision_ops import ensure
 
 ensure()
@@ -89,3 +91,18 @@ def test_a_bare_name_is_timms_or_the_zoos_and_what_is_a_file_stays_one(tmp_path:
 def test_a_name_that_nothing_has_is_answered_with_near_ones_and_with_what_a_file_needs() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'deit_small_patch16_224'.*\.safetensors file, with --arch"):
         full_name("deit_smal_patch16_224", arch=None)
+
+
+def test_the_image_size_is_that_of_the_training_beside_the_checkpoint_else_the_names(tmp_path: Path) -> None:
+    weights, name = str(tmp_path / "model.safetensors"), "timm:vit_tiny_patch16_224"
+    assert image_size_of(name, arch=None, checkpoint=None) == image_size_of(name, arch=None, checkpoint=weights) == (224, 224)
+    (tmp_path / "metrics.json").write_text(json.dumps({"data": {"image_size": [48, 32]}}))
+    assert image_size_of(name, arch=None, checkpoint=weights) == (48, 32)
+    model = make_named("vit_tiny_patch16_224", image_size=(48, 32), in_channels=1, num_classes=10, seed=0)
+    save_file(model.state_dict(), weights)
+    opened = open_model(name, arch=None, checkpoint=weights, num_classes=10, in_channels=1, image_size=None)
+    assert opened.pos_embed.shape == (1, 7, 192)  # type: ignore[union-attr]
+    for other in ('{"data": {"image_size": "48x32"}}', '{"data": [1]}', '{"image_size": [0, 32]}'):  # of another program
+        (tmp_path / "metrics.json").write_text(other)
+        with pytest.raises(CheckpointError, match=r"does not fit vit_tiny_patch16_224 with 10 classes at 224x224 px.*--image-size"):
+            open_model(name, arch=None, checkpoint=weights, num_classes=10, in_channels=1, image_size=None)

@@ -23,6 +23,13 @@ def arch(*, width: int = 8, depth: int = 1, mlp: int = 16) -> Arch:
                 stages=(Stage(embed_dim=width, blocks=(block,) * depth),))
 
 
+def selecting(*, width: int = 8) -> Arch:
+    """Its second block leaves half of the tokens out."""
+    whole = arch(width=width, depth=2)
+    stage = whole.stages[0]
+    return replace(whole, stages=(replace(stage, blocks=(stage.blocks[0], replace(stage.blocks[1], keep_ratio=0.5))),))
+
+
 @dataclass(frozen=True)
 class SmallSpace:
     """widths x depths x mlp sizes architectures."""

@@ -15,15 +15,9 @@ from nasvit.models.weight_file import write_weights
 from nasvit.results.record import TrialRecord
 from nasvit.search import tokens
 from nasvit.search.evaluate import Settings
-from tests.unit.search.fakes import arch, settings
+from tests.unit.search.fakes import arch, selecting, settings
 
 NAMES = ("accuracy", "latency_ms")
-
-
-def selecting(*, width: int = 8) -> Arch:
-    whole = arch(width=width, depth=2)
-    stage = whole.stages[0]
-    return replace(whole, stages=(replace(stage, blocks=(stage.blocks[0], replace(stage.blocks[1], keep_ratio=0.5))),))
 
 
 def kept(run: Path, trial: int, network: Arch, *, accuracy: float, latency: float) -> TrialRecord:
