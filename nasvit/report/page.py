@@ -251,6 +251,13 @@ def _truth_text(truth: Mapping[str, Any]) -> str:
             f"steps, {duration(truth.get('train_seconds'))}")
 
 
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` images (Wilson's score interval: also right where all are classified alike)."""
+    z2 = 1.96**2 / count
+    middle, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
+    return max((middle - half) / (1 + z2), 0.0), min((middle + half) / (1 + z2), 1.0)
+
+
 def notes(run: Run) -> list[str]:
     """What a reader must know before trusting the figures."""
     lines = []
@@ -263,9 +270,9 @@ def notes(run: Run) -> list[str]:
     val = data.get("judged_by", data.get("val"))  # a prune search judges by a share of the validation images
     if isinstance(val, int) and val > 0 and len(run.front) and math.isfinite(run.front["accuracy"].max()):
         p = min(max(float(run.front["accuracy"].max()), 0.0), 1.0)
-        half = 1.96 * math.sqrt(p * (1 - p) / val)
-        lines.append(f"With {val} validation images an accuracy of {percent(p)} is known to about ± {100 * half:.1f} points (95 %), and "
-                     "the best of many is chosen on the same images: train the pick in full and score it once on the test split.")
+        low, high = _wilson(p, val)
+        lines.append(f"{percent(p)} of {val} validation images stand for an accuracy between {percent(low)} and {percent(high)} (95 %), "
+                     "and the best of many is chosen on the same images: train the pick in full and score it once on the test split.")
     if run.front["ci_low_ms"].notna().any():
         lines.append("The interval of a latency is where the median of a later measurement on the same device is expected in at least "
                      "90 % of cases.")

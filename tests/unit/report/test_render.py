@@ -15,6 +15,7 @@ import yaml
 
 from nasvit.errors import RunError
 from nasvit.report import load, render
+from nasvit.report.page import _wilson
 from nasvit.report.render import html, markdown
 from nasvit.results.record import TrialRecord, append, latest, read
 from tests.unit.report.make_run import write_run
@@ -176,3 +177,11 @@ def test_what_a_rejection_cost_stands_beside_a_whole_trial(tmp_path: Path) -> No
     others = [r.seconds["measure"] for r in last if r.status == "rejected"]
     each = (sum(others) + 6.0) / (len(others) + 2)
     assert f"{each:.3g} s on average of {len(others) + 2}, {each:.1f} % of a network trained to rung {top + 1} (1 min 40 s)" in found
+
+
+def test_an_accuracy_of_one_is_not_known_exactly() -> None:
+    from scipy.stats import binomtest
+
+    for hits, count in ((72, 72), (0, 10), (83, 100), (1, 3000)):
+        interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+        assert _wilson(hits / count, count) == pytest.approx((interval.low, interval.high), abs=1e-4)
