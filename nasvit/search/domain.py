@@ -20,6 +20,7 @@ from nasvit.arch import Arch
 from nasvit.errors import ArchError
 from nasvit.models.estimate import estimate
 from nasvit.search.distributions import at_share, next_to, ordered, share_of, thinned, values_of
+from nasvit.search.gaussian import LITTLE_NOISE, MUCH_NOISE
 from nasvit.space import SearchSpace
 from nasvit.space.memory import Configuration, StageMemory
 
@@ -41,9 +42,11 @@ class Domain(Protocol):
 
     all_useful: whether every configuration is a network that computes something. Where some are not (a table's cells without a path), cheap
     configurations of no quality would take the trials; where all are, the cheap end of the front is as good as the other.
+    noise: what is believed beforehand of the noise in what training decides: LITTLE_NOISE or MUCH_NOISE.
     """
 
     all_useful: bool
+    noise: tuple[float, float]
 
     @property
     def learned(self) -> int:
@@ -98,6 +101,7 @@ class LearnedDomain:
     """
 
     all_useful = False  # a stranger's space may have anything in it
+    noise = LITTLE_NOISE
 
     def __init__(self, known: Known | None = None, *, guess: Known | None = None) -> None:
         self._known, self._guess = known, guess
@@ -210,6 +214,7 @@ class ArchDomain:
     """
 
     all_useful = True
+    noise = MUCH_NOISE
 
     def __init__(self, space: SearchSpace, *, objectives: Sequence[str] = (), costs: Costs | None = None, guesses: Guesses | None = None,
                  scores: Costs | None = None) -> None:

@@ -24,7 +24,10 @@ Singles = NDArray[np.float32]
 ROOT5 = 5**0.5
 JITTER = 1e-6
 LOW, HIGH = -6.0, 4.0  # of every logarithm that is fitted
-NOISE_PRIOR = (-5.0, 2.0)  # mean and sd of the logarithm of the noise's variance, for values of variance 1
+LITTLE_NOISE = (-5.0, 2.0)
+"""What is believed of the noise beforehand: mean and deviation of the logarithm of its variance, for values of variance 1."""
+MUCH_NOISE = (-1.5, 1.0)
+"""Of short trainings, whose accuracies repeat to about half of what networks differ by."""
 LENGTH_SD = 1.2  # of the logarithm of the lengths' geometric mean
 APART_SD = 0.5  # of each length's logarithm around it
 LEARNT_FROM = 350  # hyperparameters are fitted on no more points than this, spread evenly; predictions use all
@@ -34,11 +37,13 @@ LEARNT_FROM = 350  # hyperparameters are fitted on no more points than this, spr
 class GaussianProcess:
     """`fit(x, y)`, then `predict(query)`. x: (n, d), columns of about unit range; y: (n,), any scale.
 
-    groups: for each column the number (0, 1, ..) of the length it shares with others; without it every column has its own.
+    groups: for each column the number (0, 1, ..) of the length it shares with others; without it every column has its own. noise_prior:
+    LITTLE_NOISE, MUCH_NOISE or another.
     theta: logarithms of the g lengths, of the signal's and of the noise's variance; kept between fits as their start.
     """
 
     groups: Sequence[int] | None = None
+    noise_prior: tuple[float, float] = LITTLE_NOISE
     theta: Array | None = None
     _x: Array = field(default_factory=lambda: np.empty((0, 0)))
     _weights: Array = field(default_factory=lambda: np.empty(0))
@@ -56,11 +61,11 @@ class GaussianProcess:
         groups = self._groups(x.shape[1])
         count = int(groups.max()) + 1 if len(groups) else 0
         if self.theta is None or len(self.theta) != count + 2:
-            self.theta = np.concatenate([np.full(count, _prior_length(count)), [0.0, NOISE_PRIOR[0] + 2]])
+            self.theta = np.concatenate([np.full(count, _prior_length(count)), [0.0, self.noise_prior[0] + 2]])
             steps = max(steps, 30)
         if steps and len(x) > 2:
             at = np.linspace(0, len(x) - 1, min(len(x), LEARNT_FROM)).astype(int)
-            found = minimize(_loss, self.theta, args=(_squares(x[at], groups, count), z[at]), jac=True, method="L-BFGS-B",
+            found = minimize(_loss, self.theta, args=(_squares(x[at], groups, count), z[at], self.noise_prior), jac=True, method="L-BFGS-B",
                              bounds=[(LOW, HIGH)] * (count + 1) + [(-14.0, 1.0)], options={"maxiter": steps})
             if np.isfinite(found.fun):
                 self.theta = np.asarray(found.x)
@@ -198,7 +203,7 @@ def _squares(x: Array, groups: NDArray[np.int64], count: int) -> Array:
     return squares
 
 
-def _loss(theta: Array, squares: Array, z: Array) -> tuple[float, Array]:
+def _loss(theta: Array, squares: Array, z: Array, noise_prior: tuple[float, float]) -> tuple[float, Array]:
     """Negative logarithm of marginal likelihood times priors, and its gradient. squares: (g, n, n) squared differences per group."""
     groups, count = len(theta) - 2, len(z)
     inverse_squares = np.exp(-2 * theta[:-2])
@@ -225,9 +230,9 @@ def _loss(theta: Array, squares: Array, z: Array) -> tuple[float, Array]:
     gradient[-1] = 0.5 * noise * np.trace(outer)
     middle = theta[:groups].mean() if groups else 0.0
     apart, whole = (theta[:groups] - middle) / APART_SD, (middle - _prior_length(groups)) / LENGTH_SD
-    off = (theta[-1] - NOISE_PRIOR[0]) / NOISE_PRIOR[1]
+    off = (theta[-1] - noise_prior[0]) / noise_prior[1]
     loss += 0.5 * (apart**2).sum() + 0.5 * whole**2 + 0.5 * off**2 + 0.5 * theta[-2] ** 2 / 4
     gradient[:groups] += apart / APART_SD + whole / LENGTH_SD / max(groups, 1)
-    gradient[-1] += off / NOISE_PRIOR[1]
+    gradient[-1] += off / noise_prior[1]
     gradient[-2] += theta[-2] / 4
     return float(loss), gradient

@@ -29,7 +29,7 @@ from nasvit.search.candidates import Batch, Inputs, Key, around, bred, fresh, ke
 from nasvit.search.distributions import holds
 from nasvit.search.domain import INITIAL, Domain, LearnedDomain, Params
 from nasvit.search.evidence import Evidence, evidence_of
-from nasvit.search.gaussian import GaussianProcess
+from nasvit.search.gaussian import LITTLE_NOISE, GaussianProcess
 from nasvit.search.one_thread import OneThread, one_at_a_time
 from nasvit.search.telling import Columns, telling
 from nasvit.search.warp import warp_for
@@ -240,7 +240,8 @@ class SurrogateSampler(BaseSampler):
         for j in unknown:
             y, guess = evidence.y[:, j], evidence.done.guess[:, j]
             warp = warp_for(y, guess, quality=j == quality)
-            modelled[j] = Modelled(process=self._model(j, evidence.done.x, warp.forward(y, guess)), warp=warp)
+            noise = self.domain.noise if j == quality else LITTLE_NOISE
+            modelled[j] = Modelled(process=self._model(j, evidence.done.x, warp.forward(y, guess), noise=noise), warp=warp)
         limits = self._model(-1, evidence.tried.x, evidence.strain) if (evidence.excess > 0).any() else None
         points = believed(evidence.y, evidence.rung, evidence.done, modelled, quality)
         seen = np.where(evidence.rung[:, None] < 1, points, evidence.y)  # whether a cheap trial was worth it is a matter of record
@@ -296,7 +297,7 @@ class SurrogateSampler(BaseSampler):
 
         warp, x = judge.modelled[q].warp, scored(evidence.done).x
         first = max(inputs.groups) + 1
-        process = GaussianProcess(groups=[*inputs.groups, *range(first, first + len(chosen))])
+        process = GaussianProcess(groups=[*inputs.groups, *range(first, first + len(chosen))], noise_prior=self.domain.noise)
         start = judge.modelled[q].process.theta
         assert start is not None
         process.theta = np.concatenate([start[:-2], np.full(len(chosen), start[:-2].mean()), start[-2:]])
@@ -366,10 +367,10 @@ class SurrogateSampler(BaseSampler):
             batch = batch.part(np.delete(np.arange(len(batch)), best))
         return gained / before if before > 0 else None
 
-    def _model(self, objective: int, x: Array, y: Array) -> GaussianProcess:
+    def _model(self, objective: int, x: Array, y: Array, *, noise: tuple[float, float] = LITTLE_NOISE) -> GaussianProcess:
         """The process of an objective (-1: of the constraints), conditioned on the data; lengths fitted anew only now and then."""
         assert self._inputs is not None
-        process, fitted = self._models.get(objective, (GaussianProcess(groups=self._inputs.groups), 0))
+        process, fitted = self._models.get(objective, (GaussianProcess(groups=self._inputs.groups, noise_prior=noise), 0))
         again = len(y) >= fitted * (1 + REFIT) or process.theta is None
         process.fit(x, y, steps=12 if again else 0)
         self._models[objective] = (process, len(y) if again else fitted)
