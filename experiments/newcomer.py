@@ -170,6 +170,8 @@ class Newcomer:
             names["ssh://user@host/onnxruntime"] = f"'{target}' && nasvit devices check pi"
         if "--ray-address" in asked:
             names["10.0.0.10:6379"] = surroundings.enter_context(cluster(self.activated))
+        if "nasvit show" in asked:  # a run with a network that selects tokens: the tutorial's
+            names["reports/runs/RUN"] = "run"
         command = OPENED.replace("RUN", names["reports/runs/RUN"]) if "nasvit dashboard" in asked else shortened(asked, names=names)
         self.types(asked, document=document, command=command)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nasvit.search import gaussian
-from nasvit.search.gaussian import GaussianProcess, Watch, _loss
+from nasvit.search.gaussian import LITTLE_NOISE, MUCH_NOISE, GaussianProcess, Watch, _loss
 
 
 def data(n: int, *, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -17,8 +17,10 @@ def test_the_gradient_is_the_losss() -> None:
     x, y = data(20)
     squares = ((x[:, None] - x[None]) ** 2).transpose(2, 0, 1)
     theta, z = np.linspace(-1, 0.5, 8), (y - y.mean()) / y.std()
-    numeric = [(_loss(theta + step, squares, z)[0] - _loss(theta - step, squares, z)[0]) / 2e-6 for step in 1e-6 * np.eye(8)]
-    assert _loss(theta, squares, z)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-4)
+    for noise in (LITTLE_NOISE, MUCH_NOISE):
+        ends = [(_loss(theta + step, squares, z, noise)[0], _loss(theta - step, squares, z, noise)[0]) for step in 1e-6 * np.eye(8)]
+        numeric = [(above - below) / 2e-6 for above, below in ends]
+        assert _loss(theta, squares, z, noise)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-4)
 
 
 def test_it_predicts_what_it_has_not_seen_and_knows_how_well() -> None:
@@ -48,6 +50,18 @@ def test_noise_is_estimated_in_the_unit_of_the_values() -> None:
     process = GaussianProcess()
     process.fit(*data(150, noise=2.0))
     assert process.noise == pytest.approx(2.0, rel=0.4)
+
+
+def test_of_a_few_noisy_values_of_many_columns_no_structure_is_made_where_noise_is_expected() -> None:
+    rng, found = np.random.default_rng(0), {LITTLE_NOISE: [], MUCH_NOISE: []}  # type: ignore[var-annotated]
+    for _ in range(10):
+        x = rng.random((40, 20))
+        y = x[:, 0] + 0.3 * rng.standard_normal(40)  # the first column alone says something, as much as the noise
+        for prior, shares in found.items():
+            process = GaussianProcess(noise_prior=prior)
+            process.fit(x, y)
+            shares.append(process.noise / 0.3)
+    assert np.median(found[MUCH_NOISE]) > 0.5 and np.median(found[MUCH_NOISE]) > 1.5 * np.median(found[LITTLE_NOISE])
 
 
 def test_far_from_the_data_it_is_unsure() -> None:

@@ -20,6 +20,7 @@ from nasvit.search.candidates import key
 from nasvit.search.distributions import at_share, share_of, values_of
 from nasvit.search.domain import RUNG, ArchDomain, LearnedDomain
 from nasvit.search.evidence import evidence_of
+from nasvit.search.gaussian import LITTLE_NOISE, MUCH_NOISE
 from nasvit.search.surrogate import EXPLORE, SurrogateSampler, expected_gain
 from nasvit.search.telling import telling
 from nasvit.space import SearchSpace
@@ -272,6 +273,16 @@ def test_a_poor_quality_is_held_useless_only_where_configurations_may_compute_no
     lines = [sampler.judge(evidence, inputs.batch([])).useful for _ in range(20)]
     assert np.isinf(lines).all() == all_useful
     assert ArchDomain.all_useful
+
+
+def test_noise_is_expected_of_trainings_and_of_nothing_else(small_space: SearchSpace) -> None:
+    sampler = SurrogateSampler(seed=0, domain=ArchDomain(small_space, objectives=("accuracy", "latency_ms")))
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(16):
+        trial = study.ask()
+        study.tell(trial, [random.Random(trial.number).random(), small_space.suggest(trial).stages[0].embed_dim])
+    assert {j: process.noise_prior for j, (process, _) in sampler._models.items()} == {0: MUCH_NOISE, 1: LITTLE_NOISE}
+    assert LearnedDomain.noise == LITTLE_NOISE, "a table repeats exactly"
 
 
 def test_a_share_of_the_proposals_explores() -> None:
