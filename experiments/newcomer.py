@@ -11,21 +11,20 @@ clone and environment there are used again, with the times that making them took
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from loopback_ssh import ssh_server
+from scaling import Cluster
 
 from nasvit.devices.machine import cpu_model
 
@@ -75,66 +74,14 @@ def shortened(command: str, *, names: Mapping[str, str]) -> str:
     return command
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def ssh_server(folder: Path, *, python: Path) -> Iterator[str]:
-    """An sshd on 127.0.0.1 which a key logs in to without a password; yields what stands for `ssh://user@host/onnxruntime`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("host", "user"):
-        (folder / name).unlink(missing_ok=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    port, known, client = free_port(), folder / "known_hosts", folder / "client"
-    known.write_text(f"[127.0.0.1]:{port} {' '.join((folder / 'host.pub').read_text().split()[:2])}\n", encoding="utf-8")
-    client.write_text(f"Host *\n  IdentityFile {folder / 'user'}\n  IdentitiesOnly yes\n  UserKnownHostsFile {known}\n", encoding="utf-8")
-    server = folder / "server"
-    server.write_text(f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder / 'host'}\nAuthorizedKeysFile {folder / 'user.pub'}\n"
-                      "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile none\n", encoding="utf-8")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
-    if sshd is None:
-        sys.exit("the device behind ssh needs sshd (Debian: openssh-server)")
-    process = subprocess.Popen([sshd, "-D", "-e", "-f", str(server)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield f"ssh://{getpass.getuser()}@127.0.0.1:{port}/onnxruntime?python={python}&config={client}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def cluster(environment: Mapping[str, str]) -> Iterator[str]:
-    """A Ray head on 127.0.0.1 that wants a token, as docs/cluster.md has it; yields its HOST:PORT."""
-    port = free_port()
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": dict(environment)}
-    subprocess.run(["bash", "-c", "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"], check=True, **quiet)
-    head = subprocess.Popen(["bash", "-c", f"exec ray start --head --block --node-ip-address=127.0.0.1 --port={port} "
-                             "--include-dashboard=false --disable-usage-stats"], start_new_session=True, **quiet)
-    try:
-        for _ in range(60):
-            time.sleep(1)
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-        yield f"127.0.0.1:{port}"
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)  # this head alone: `ray stop` would end every cluster of the machine
-        head.wait()
-
-
 class Newcomer:
     """Somebody at a shell in `place`, whose home is a folder of its own, so that this user's files are kept out of it and as they are."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.clone = place, place / "nasvit"
-        self.home = place / "home"
+        self.home, self.python = place / "home", str(self.clone / ".venv" / "bin" / "python")
         self.steps: list[Step] = []
-        self.plain = {**os.environ, "HOME": str(self.home), "RAY_AUTH_MODE": "token"}
+        self.plain = {**os.environ, "HOME": str(self.home)}
         self.activated = {**self.plain, "PATH": f"{self.clone / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     def types(self, asked: str, *, document: str, command: str | None = None, at: Path | None = None, activated: bool = True) -> None:
@@ -166,10 +113,13 @@ class Newcomer:
             self.types(CHECKPOINT, document="(before it)")
             names["best.safetensors"] = next((str(file) for file in self.place.glob("trained/**/model.safetensors")), "best.safetensors")
         if "ssh://user@host/onnxruntime" in asked:
-            target = surroundings.enter_context(ssh_server(self.place / "sshd", python=self.clone / ".venv" / "bin" / "python"))
+            target = surroundings.enter_context(ssh_server(self.place / "sshd", python=self.python)).spec
             names["ssh://user@host/onnxruntime"] = f"'{target}' && nasvit devices check pi"
         if "--ray-address" in asked:
-            names["10.0.0.10:6379"] = surroundings.enter_context(cluster(self.activated))
+            head = surroundings.enter_context(Cluster(cpus=2, python=self.python))
+            head.add()
+            self.activated |= head.environment
+            names["10.0.0.10:6379"] = head.address
         if "nasvit show" in asked:  # a run with a network that selects tokens: the tutorial's
             names["reports/runs/RUN"] = "run"
         command = OPENED.replace("RUN", names["reports/runs/RUN"]) if "nasvit dashboard" in asked else shortened(asked, names=names)

@@ -172,18 +172,20 @@ def overhead(*, trials: int) -> list[dict[str, Any]]:
 class Cluster:
     """A cluster of `ray start` processes on loopback, with a token of its own; ended by process id.
 
-    environment: what its drivers need.
+    environment: what its drivers need. python: of another environment with a nasvit of its own, where the nodes are not to have this one's.
     """
 
-    def __init__(self, *, port: int = 26379, cpus: int = 1, dashboard: int | None = None) -> None:
+    def __init__(self, *, port: int = 26379, cpus: int = 1, dashboard: int | None = None, python: str | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="nasvit-cluster-", dir="/tmp"))  # short: a socket's path has 100 characters at most
         token = self.folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         self.address, self.port, self.cpus, self.dashboard = f"127.0.0.1:{port}", port, cpus, dashboard
+        self.python = python or sys.executable
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
-                            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-                            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+                            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        if python is None:
+            self.environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def add(self) -> subprocess.Popen[bytes]:
@@ -195,7 +197,7 @@ class Cluster:
         log = self.folder / f"{len(self.nodes)}.log"
         with log.open("wb") as out:
             self.nodes.append(subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--num-cpus", str(self.cpus), "--object-store-memory",
+                [self.python, "-m", "ray.scripts.scripts", "start", *place, "--num-cpus", str(self.cpus), "--object-store-memory",
                  str(100 * 2**20), "--node-ip-address", "127.0.0.1", "--block", "--disable-usage-stats", "--log-color", "false"],
                 stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **self.environment}))
         wait_for_port(self.port, process=self.nodes[0], log=self.folder / "0.log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from nasvit.data import Images
 from nasvit.devices import machine_lock
 from nasvit.errors import CheckpointError, RunError
+from nasvit.pruning.kept import kept_tokens
 from nasvit.pruning.token_sheet import token_picture
 from nasvit.results.front import knee, pareto, to_minimised
 from nasvit.results.record import TrialRecord
@@ -37,19 +39,18 @@ def draw(module: nn.Module, val: Images, folder: Path, *, mean: Iterable[float],
 
 def draw_front(records: Sequence[TrialRecord], *, settings: Settings, names: Sequence[str], folder: Path) -> dict[str, Any] | None:
     """The picture of the front's knee or, where that selects nothing, of the most accurate member that does, for summary.json; None
-    where none does. `missing` counts the members whose weights are gone."""
+    where none does of those that have weights. Images are read only where there is something to show."""
     (folder / FILE).unlink(missing_ok=True)  # of another front, before a resume
     front = [r for r in pareto(records, names) if r.has_arch]
     if not front:
         return None
-    middle, data, missing = front[knee(to_minimised([r.objectives for r in front], names))], dataset(settings), 0
+    middle = front[knee(to_minimised([r.objectives for r in front], names))]
     for record in sorted(front, key=lambda r: (r is not middle, -r.objectives.get("accuracy", 0.0))):
-        try:
-            with machine_lock.training():  # computing is work too: it would disturb another run's measurement
-                drawn = draw(trained(record, settings), data.val, folder, mean=data.mean, std=data.std)
-        except (RunError, CheckpointError):
-            missing += 1
-            continue
-        if drawn is not None:
-            return {**drawn, "arch_id": record.arch_id, "knee": record is middle, "missing": missing}
+        arch = record.network()
+        with suppress(RunError, CheckpointError), machine_lock.training():  # computing is work too: it would disturb a measurement
+            module = trained(record, settings)
+            if kept_tokens(module, torch.zeros(arch.in_channels, *arch.image_size)):
+                data = dataset(settings)
+                return {**(draw(module, data.val, folder, mean=data.mean, std=data.std) or {}), "arch_id": record.arch_id,
+                        "knee": record is middle}
     return None

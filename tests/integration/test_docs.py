@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_ssh_device import Server, server  # noqa: F401 (a fixture)
+from experiments.loopback_ssh import Server
+from tests.integration.test_ssh_device import server  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "search_spaces" / "README.md",

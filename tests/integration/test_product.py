@@ -51,9 +51,11 @@ def test_a_run_becomes_trained_verified_exported_networks(run: Path, capsys: pyt
     opened = nasvit.load(run)
     assert {opened.arch("knee").id, opened.arch("best").id, "timm:test_vit"} <= labels
     finals = opened.finals.set_index("label")
-    random = load(run).random
-    assert random is not None
-    meant = {record.arch_id for record in pick(random, _beside(load(run), random, f"knee,{best}"))}  # may be what was picked
+    searched = load(run)
+    random = searched.random
+    assert random is not None, "the run has searched its random baseline"
+    meant = {record.arch_id for record in pick(random, _beside(searched, random, f"knee,{best}"))}
+    assert meant and meant <= labels, "each is trained, be it one of the picks"
     assert set(finals.index[finals["origin"] == "random"]) == meant - {opened.arch("knee").id, best}
     assert finals.at["timm:test_vit", "origin"] == "baseline" and finals["test_accuracy"].notna().all() and finals["latency_ms"].gt(0).all()
     assert "After full training" in (run / "report.html").read_text()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
 import os
-import shutil
-import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from experiments.loopback_ssh import Server, ssh_server
 from nasvit.devices import Device, open_device
 from nasvit.devices.transport import DeviceFault
 from nasvit.errors import DeviceLostError, MeasurementError
@@ -25,19 +23,6 @@ pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 
 SHAPE = (1, 3, 8, 8)
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-
-
-@dataclass
-class Server:
-    """A running sshd and how to reach it."""
-
-    process: subprocess.Popen[bytes]
-    spec: str
-    home: Path
-    known_hosts: Path
-
-
 @pytest.fixture(autouse=True)
 def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NASVIT_LOCK", str(tmp_path / "lock"))
@@ -46,47 +31,12 @@ def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    if SSHD is None or shutil.which("ssh") is None:
-        pytest.skip("needs ssh and sshd (Debian: openssh-server)")
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
-    (tmp_path / "authorized").write_text((tmp_path / "user.pub").read_text())
-    home = tmp_path / "home"
-    home.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = tmp_path / "sshd_config"
-    config.write_text(f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {tmp_path / 'host'}\nAuthorizedKeysFile {tmp_path / 'authorized'}\n"
-                      f"StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nPidFile none\n"
-                      f"SetEnv HOME={home} NASVIT_LOCK={tmp_path / 'lock'} OMP_NUM_THREADS=1\n")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    known = tmp_path / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{port} {' '.join((tmp_path / 'host.pub').read_text().split()[:2])}\n")
-    client = tmp_path / "ssh_config"
-    client.write_text(f"Host *\n  IdentityFile {tmp_path / 'user'}\n  IdentitiesOnly yes\n  UserKnownHostsFile {known}\n"
-                      "  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n")
-    try:
-        _await_port(port, process)
-        where = f"ssh://{getpass.getuser()}@127.0.0.1:{port}"
-        yield Server(process, f"{where}/onnxruntime?python={sys.executable}&config={client}", home, known)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while process.poll() is None and time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    process.kill()
-    words = process.stderr.read().decode()[-500:] if process.stderr else ""
-    pytest.skip(f"sshd does not start here: {words}")
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(ssh_server(tmp_path))
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        yield made
 
 
 def net() -> nn.Module:

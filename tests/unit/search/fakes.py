@@ -11,6 +11,8 @@ from typing import Any
 
 from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem
 from nasvit.experiment import Experiment
+from nasvit.models.build import build
+from nasvit.models.weight_file import write_weights
 from nasvit.results.record import TrialRecord
 from nasvit.search.evaluate import Job, Settings
 from nasvit.search.loop import Loop
@@ -28,6 +30,13 @@ def selecting(*, width: int = 8) -> Arch:
     whole = arch(width=width, depth=2)
     stage = whole.stages[0]
     return replace(whole, stages=(replace(stage, blocks=(stage.blocks[0], replace(stage.blocks[1], keep_ratio=0.5))),))
+
+
+def kept(run: Path, trial: int, network: Arch, *, accuracy: float, latency: float) -> TrialRecord:
+    """A trial whose weights are on disk."""
+    write_weights(run / f"checkpoints/{network.id}.safetensors", build(network, seed=1).state_dict())
+    return TrialRecord(trial=trial, status="complete", rung=1, arch=network.to_dict(), arch_id=network.id, seed=1,
+                       checkpoint=f"checkpoints/{network.id}.safetensors", objectives={"accuracy": accuracy, "latency_ms": latency})
 
 
 @dataclass(frozen=True)

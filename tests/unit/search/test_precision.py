@@ -8,23 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from nasvit.arch import Arch
 from nasvit.experiment import Experiment
-from nasvit.models.build import build
-from nasvit.models.weight_file import write_weights
 from nasvit.results.precision import precisions
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes.accuracy import RuntimeAccuracy
 from nasvit.search import precision
-from tests.unit.search.fakes import arch, settings
+from tests.unit.search.fakes import arch, kept, settings
 
 ENV = {"device": {"settings": {"precision": "int8"}}, "devices": {"b": {"settings": {"precision": "fp32"}}, "c": {"settings": {}}}}
-
-
-def kept(run: Path, trial: int, network: Arch, *, accuracy: float, latency: float) -> TrialRecord:
-    write_weights(run / f"checkpoints/{network.id}.safetensors", build(network, seed=1).state_dict())
-    return TrialRecord(trial=trial, status="complete", rung=1, arch=network.to_dict(), arch_id=network.id, seed=1,
-                       checkpoint=f"checkpoints/{network.id}.safetensors", objectives={"accuracy": accuracy, "latency_ms": latency})
 
 
 def test_a_device_of_another_precision_is_known_by_what_the_run_says_of_it() -> None:
