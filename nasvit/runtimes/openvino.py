@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -33,9 +37,11 @@ class OpenVino(FileRuntime):
         ov.save_model(model, str(path), compress_to_fp16=False)
 
     def _compressed(self, model: Any) -> Any:
-        import nncf
-
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+        with redirect_stdout(sys.stderr):  # where its log goes from then on
+            import nncf
+        nncf.set_log_level(logging.WARNING)
+        with redirect_stdout(io.StringIO()):  # its progress bar, which would stand before the JSON of a command
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
 
     def version(self) -> str:
         return package_version("openvino")

@@ -38,7 +38,8 @@ def test_images_without_labels_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_int8_is_close_to_float32_but_not_the_same_and_its_file_is_smaller(name: str, tmp_path: Path) -> None:
+def test_int8_is_close_to_float32_but_not_the_same_and_its_file_is_smaller(name: str, tmp_path: Path,
+                                                                           capfd: pytest.CaptureFixture[str]) -> None:
     plain, small = make_runtime(name), make_runtime(name, precision="int8")
     for runtime in (plain, small):
         if runtime.missing() is not None:
@@ -55,3 +56,4 @@ def test_int8_is_close_to_float32_but_not_the_same_and_its_file_is_smaller(name:
         path = runtime.export(module, image, tmp_path / runtime.setting("precision") / "model")
         sizes.append(sum(file.stat().st_size for file in path.parent.iterdir()))
     assert sizes[1] < 0.5 * sizes[0]
+    assert not capfd.readouterr().out  # which belongs to the commands: --json prints one object
