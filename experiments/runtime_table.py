@@ -194,7 +194,8 @@ def table(cells: dict[str, Cell], *, note: str) -> str:
             + "## CPU milliseconds, as a ratio to eager\n\nMedian, and the quartiles of the pairs. Below 1 is faster than eager.\n\n"
             + rows(ratio) + eager
             + f"\n## Parity with eager\n\nLargest relative difference on {IMAGES} random inputs whose token selections agree (float32: at "
-            f"most {BOUND:g}); where none agrees, of all. int8 is another function: its accuracy is measured on a trained network.\n\n"
+            f"most {BOUND:g}); where none agrees, of all. int8 is another function: experiments/int8_accuracy.py "
+            "measures its accuracy on trained networks.\n\n"
             + rows(parity) + "\n## File, MB\n\n" + rows(size) + ("\n## What a runtime cannot take\n\n" + reasons if reasons else ""))
 
 
