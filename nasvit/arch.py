@@ -14,9 +14,9 @@ from typing import Any
 
 from nasvit.drawing import draw
 from nasvit.errors import ArchError
+from nasvit.vocabulary import MAX_SIZE, accepted, is_int
 from nasvit.vocabulary import Grid as Grid
 from nasvit.vocabulary import Scalar as Scalar
-from nasvit.vocabulary import accepted, is_int
 
 STEMS = ("conv", "conv_bias", "patch", "patch_norm", "overlap_norm", "cswin", "levit")
 DOWNSAMPLES = ("conv", "conv_bias", "none", "merge", "patch_norm", "overlap_norm", "levit")
@@ -36,10 +36,6 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def _boolean(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ArchError(f"{name} must be true or false, not {value!r}")
-
-
-MAX_SIZE = 2**20
-"""No width, side or number of classes is larger: what lies above is a slip or an attack, and is refused before anything counts to it."""
 
 
 def _positive(name: str, value: Any) -> None:

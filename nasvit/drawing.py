@@ -144,9 +144,10 @@ def _block(sheet: _Sheet, x: float, y: float, block: Block, *, count: int, embed
 
 
 def _details(mixer: MixerSpec) -> str:
-    """The parameters in a few characters: `8 heads, window 7`."""
+    """The parameters in a few characters: `8 heads, window 7`, or `6 heads of 16` where they do not fill the width."""
+    of = f" of {mixer.kwargs['head_dim']}" if "head_dim" in mixer.kwargs else ""
     short = {"num_heads": "heads", "window_size": "window", "kernel_size": "kernel", "cluster_depth": "depth"}
-    parts = [f"{value} {short[key]}" if key == "num_heads" else f"{short.get(key, key)} {value}" for key, value in mixer.params
+    parts = [f"{value} {short[key]}{of}" if key == "num_heads" else f"{short.get(key, key)} {value}" for key, value in mixer.params
              if key in short]
     shifted = [key for key, value in mixer.params if value is True]
     return ", ".join([*parts, *shifted])

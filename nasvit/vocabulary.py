@@ -8,18 +8,29 @@ from typing import Any
 Scalar = int | float | bool | str
 Grid = tuple[int, int]
 
+MAX_SIZE = 2**20
+"""No width, side or number of classes is larger: what lies above is a slip or an attack, and is refused before anything counts to it."""
+
 Rule = Callable[[Any, int, Grid, Mapping[str, Scalar]], str | None]
 
 
 def _heads(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
-    if "key_dim" in params:  # heads of a width of their own
-        return None if is_int(value) and value >= 1 else "a positive integer"
     split: Any = params.get("split_size")
     step = 2 if is_int(split) and int(split) < max(grid) else 1  # stripes both ways: half of the heads each
+    if "key_dim" in params or "head_dim" in params:  # heads of a width of their own
+        return None if is_int(value) and value >= 1 and value % step == 0 else f"a positive {'even number' if step == 2 else 'integer'}"
     if is_int(value) and value >= 1 and dim % value == 0 and value % step == 0:
         return None
     which = "an even divisor" if step == 2 else "a divisor"
     return f"{which} of embed_dim {dim}: {_listed(d for d in range(step, dim + 1, step) if dim % d == 0)}"
+
+
+def _head_dim(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
+    heads: Any = params.get("num_heads")
+    if not is_int(value) or value < 1 or (is_int(heads) and heads * value > MAX_SIZE):
+        return f"a positive integer, times num_heads up to {MAX_SIZE}"
+    fills = is_int(heads) and heads * value == dim  # a network has one spelling
+    return f"leaving it out where {heads} heads of it fill embed_dim {dim}" if fills else None
 
 
 def _window(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> str | None:
@@ -59,7 +70,7 @@ def _overlap(value: Any, dim: int, grid: Grid, params: Mapping[str, Scalar]) -> 
     return None if is_int(value) and 0 <= value <= most else f"0 to {most} tokens at cluster_depth {depth}"
 
 
-VOCABULARY: dict[str, Rule] = {"num_heads": _heads, "window_size": _window, "shift": _shift, "kernel_size": _kernel,
+VOCABULARY: dict[str, Rule] = {"num_heads": _heads, "head_dim": _head_dim, "window_size": _window, "shift": _shift, "kernel_size": _kernel,
                                "split_size": _split, "reduction": _reduction,
                                "cluster_depth": _depth, "overlap": _overlap}
 

@@ -130,12 +130,17 @@ def _block(block: Block, dim: int, grid: Grid, *, mode: str, kept: int, row: boo
         # a mixer that needs the grid runs on all of it, whatever the segment
         where, used = (mode, kept) if any_set else ("grid", tokens)
         family = f"{spec.name}, {where}{', row' if row and any_set else ''}"
-        found.append(_piece(family, _parameters(spec, dim), f"{dim} on {used} of {_size(grid)}", macs * used / tokens, 4 * used * dim))
+        inner = int(spec.kwargs["head_dim"]) * int(spec.kwargs["num_heads"]) if "head_dim" in spec.kwargs else dim
+        width = str(dim) if inner == dim else f"{dim}-{inner}"
+        found.append(_piece(family, _parameters(spec, dim), f"{width} on {used} of {_size(grid)}", macs * used / tokens,
+                            used * (dim + 3 * inner)))
     found.append(_piece(f"mlp {block.mlp}, {mode}", "", f"{dim}-{block.mlp_dim} on {kept}", 2 * kept * dim * block.mlp_dim,
                         kept * (2 * dim + 2 * block.mlp_dim)))
     return found
 
 
 def _parameters(spec: MixerSpec, dim: int) -> str:
-    """Widths of heads instead of their number, which follows from the width of the stage."""
-    return " ".join(f"head_dim={dim // int(value)}" if key == "num_heads" else f"{key}={value}" for key, value in spec.params)
+    """Widths of heads instead of their number, which follows from the width of the attention."""
+    head_dim = spec.kwargs.get("head_dim")
+    return " ".join(f"head_dim={head_dim or dim // int(value)}" if key == "num_heads" else f"{key}={value}"
+                    for key, value in spec.params if key != "head_dim")

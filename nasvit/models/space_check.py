@@ -18,7 +18,7 @@ def check_space(space: SearchSpace) -> None:
         if refusal is not None:
             raise ConfigError(f"{use.where}: stage {use.stage}: {refusal}")
         schema = parameters_of(use.mixer)
-        spellings = sorted([*schema, *(ours for ours, theirs in ARCH_NAME.items() if theirs in schema)])
+        spellings = sorted({*schema, *(ours for ours, theirs in ARCH_NAME.items() if theirs in schema)})
         for name, arch_name, where in use.params:
             if arch_name not in schema:
                 raise ConfigError(f"{where}: stage {use.stage}: mixer {use.mixer}: {unknown('parameter', name, spellings)}")

@@ -107,8 +107,8 @@ def _clusters(module: Network, image: Tensor) -> list[TokenMap]:
 
 def _clusters_of(mixer: FSLAMixer, x: Tensor, path: str) -> list[TokenMap]:
     """(1, H, W, C) -> one map for each head: the cluster of every token."""
-    _, height, width, dim = x.shape
-    q = mixer.qkv(x)[..., :dim].view(1, height * width, mixer.num_heads, -1).transpose(1, 2)
+    _, height, width, _ = x.shape
+    q = mixer.qkv(x)[..., :mixer.inner].view(1, height * width, mixer.num_heads, -1).transpose(1, 2)
     order = cluster_order(q, depth=mixer.cluster_depth)[0].cpu()  # (h, N)
     size = order.shape[1] // 2**mixer.cluster_depth
     s, b = (int(number) + 1 for number in path.split(".")[1:4:2])

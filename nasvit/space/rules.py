@@ -1,6 +1,7 @@
 """What a stage of a search space allows, and how its choices become a Stage of an Arch, and back.
 
-The space speaks in ratios (`mlp_ratio`, `head_dim`, `overlap_ratio`); an Arch holds the integers.
+The space speaks in ratios (`mlp_ratio`, `head_dim`, `overlap_ratio`); an Arch holds the integers. Attention in a space is as wide as its
+stage, so `head_dim` there is `num_heads`; the Arch's own `head_dim`, for heads that do not fill the stage, is no choice of a space.
 """
 
 from __future__ import annotations

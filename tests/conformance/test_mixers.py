@@ -20,8 +20,9 @@ from nasvit.vocabulary import VOCABULARY
 
 DIM = 8
 SQUARE, WIDE, ODD = (8, 8), (6, 10), (7, 5)  # WIDE: the sampled window does not divide it
-SAMPLES: dict[str, tuple[Scalar, ...]] = {"num_heads": (2,), "window_size": (4,), "shift": (False, True), "kernel_size": (3, 5),
-                                          "split_size": (2, 3, 8), "reduction": (2, 3), "cluster_depth": (0, 2), "overlap": (0, 2)}
+SAMPLES: dict[str, tuple[Scalar | None, ...]] = {  # None: not given
+    "num_heads": (2,), "head_dim": (None, 3), "window_size": (4,), "shift": (False, True), "kernel_size": (3, 5), "split_size": (2, 3, 8),
+    "reduction": (2, 3), "cluster_depth": (0, 2), "overlap": (0, 2)}
 
 
 def sample_params(schema: Mapping[str, inspect.Parameter], *, dim: int, grid: Grid) -> list[dict[str, Scalar]]:
@@ -29,7 +30,7 @@ def sample_params(schema: Mapping[str, inspect.Parameter], *, dim: int, grid: Gr
     names = [name for name in schema if name in SAMPLES]
     found = []
     for values in itertools.product(*(SAMPLES[name] for name in names)):
-        params = dict(zip(names, values, strict=True))
+        params = {name: value for name, value in zip(names, values, strict=True) if value is not None}
         try:
             check_mixer(MixerSpec.of("sample", **params), embed_dim=dim, grid=grid, where="sample")
         except ArchError:

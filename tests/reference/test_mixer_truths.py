@@ -20,8 +20,8 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def slide(kernel_size: int, grid: tuple[int, int], num_heads: int) -> SlideMixer:
-    mixer = SlideMixer(DIM, resolution=grid, num_heads=num_heads, kernel_size=kernel_size).double()
+def slide(kernel_size: int, grid: tuple[int, int], num_heads: int, head_dim: int | None = None) -> SlideMixer:
+    mixer = SlideMixer(DIM, resolution=grid, num_heads=num_heads, kernel_size=kernel_size, head_dim=head_dim).double()
     torch.nn.init.normal_(mixer.relative_position_bias_table)
     return mixer
 
@@ -56,11 +56,13 @@ def test_slide_without_learned_path_is_attention_over_the_unfolded_neighbourhood
 
 
 @pytest.mark.parametrize(("kernel_size", "grid", "num_heads"), SHAPES)
-def test_slide_equals_the_published_pair_of_depthwise_convolutions(kernel_size: int, grid: tuple[int, int], num_heads: int) -> None:
-    mixer = slide(kernel_size, grid, num_heads)
+@pytest.mark.parametrize("head_dim", [None, 3])
+def test_slide_equals_the_published_pair_of_depthwise_convolutions(
+        kernel_size: int, grid: tuple[int, int], num_heads: int, head_dim: int | None) -> None:
+    mixer = slide(kernel_size, grid, num_heads, head_dim)
     x = torch.randn(2, *grid, DIM, dtype=torch.float64)
     q, k, v = heads(mixer, x)
-    width, taps = DIM // num_heads, kernel_size**2
+    width, taps = mixer.head_dim, kernel_size**2
     fixed = torch.zeros(width * taps, 1, kernel_size, kernel_size, dtype=torch.float64)
     for channel in range(width * taps):
         tap = channel % taps
@@ -132,12 +134,13 @@ def test_window_attention_equals_masked_attention_over_the_whole_map(grid: tuple
     close(mixer(x), mixer.proj(out).view_as(x))
 
 
-def test_class_row_is_the_first_row_of_the_attention_matrix_without_its_own_column() -> None:
-    mixer = GlobalMixer(DIM, resolution=(3, 4), num_heads=2).double()
+@pytest.mark.parametrize("head_dim", [None, 3])
+def test_class_row_is_the_first_row_of_the_attention_matrix_without_its_own_column(head_dim: int | None) -> None:
+    mixer = GlobalMixer(DIM, resolution=(3, 4), num_heads=2, head_dim=head_dim).double()
     x = torch.randn(3, 9, DIM, dtype=torch.float64)
     out, row = mixer.forward_tokens(x, class_row=True)
     q, k, v = mixer.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind()
-    matrix = (q @ k.transpose(2, 3) * (DIM // 2) ** -0.5).softmax(-1)
+    matrix = (q @ k.transpose(2, 3) * (head_dim or DIM // 2) ** -0.5).softmax(-1)
     assert row is not None
     close(row, matrix.mean(1)[:, 0, 1:])
     close(out, mixer.proj((matrix @ v).transpose(1, 2).flatten(2)))

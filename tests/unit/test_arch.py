@@ -51,11 +51,21 @@ def test_any_change_makes_another_id(tiny_arch: Arch) -> None:
     (MixerSpec.of("fsla", cluster_depth=7, overlap=0, num_heads=2), "0 to 6: 2**cluster_depth must divide 64 tokens"),
     (MixerSpec.of("fsla", cluster_depth=2, overlap=17, num_heads=2), "0 to 16 tokens at cluster_depth 2"),
     (MixerSpec.of("fsla", cluster_depth=0, overlap=1, num_heads=2), "0 to 0 tokens"),
+    (MixerSpec.of("global", num_heads=3, head_dim=0), "head_dim 0 is not possible; accepted: a positive integer"),
+    (MixerSpec.of("global", num_heads=2**11, head_dim=2**10), "head_dim 1024 is not possible; accepted: a positive integer, times"),
+    (MixerSpec.of("global", num_heads=0, head_dim=5), "num_heads 0 is not possible; accepted: a positive integer"),
+    (MixerSpec.of("global", num_heads=2, head_dim=8), "leaving it out where 2 heads of it fill embed_dim 16"),
+    (MixerSpec.of("cross_window", num_heads=3, head_dim=5, split_size=2), "a positive even number"),
 ])
 def test_an_impossible_parameter_names_stage_block_and_what_is_accepted(mixer: MixerSpec, message: str) -> None:
     with pytest.raises(ArchError, match="stage 0, block 0") as caught:
         one_block(mixer)
     assert message in str(caught.value)
+
+
+def test_heads_of_a_width_of_their_own_need_not_divide_the_stage_and_are_another_network() -> None:
+    one, two = (one_block(MixerSpec.of("global", num_heads=3, head_dim=d)) for d in (4, 5))
+    assert one.id != two.id and Arch.from_json(one.to_json()) == one
 
 
 def test_a_patch_stem_wants_a_divisible_image() -> None:

@@ -43,6 +43,12 @@ def test_the_picture_says_what_the_network_is(tiny_arch: Arch) -> None:
     assert not [text for text in texts(draw(tiny_arch)) if "keeps" in text]
 
 
+def test_heads_that_do_not_fill_the_width_are_drawn_with_their_own(tiny_arch: Arch) -> None:
+    block = Block(mixers=(MixerSpec.of("slide", kernel_size=3, num_heads=3, head_dim=5),), mlp_dim=16)
+    said = texts(draw(replace(tiny_arch, stages=(replace(tiny_arch.stages[0], blocks=(block,)), tiny_arch.stages[1]))))
+    assert {"kernel 3, 3 heads of 5", "2 heads, window 4"} <= set(said)
+
+
 def test_two_mixers_of_a_block_stand_above_each_other() -> None:
     block = Block(mixers=(MixerSpec.of("integration"), MixerSpec.of("catm")), mlp_dim=16)
     arch = Arch(image_size=(16, 16), in_channels=3, num_classes=2, stem=Stem(kind="conv", stride=4),

@@ -1,6 +1,7 @@
 """The contract of a token mixer. A mixer is one file in this folder plus one import line in `__init__`.
 
-Legend: B images, H x W the grid, N = H*W tokens, n any number of tokens, C channels, h heads, d channels of a head.
+Legend: B images, H x W the grid, N = H*W tokens, n any number of tokens, C channels, h heads, d channels of a head, I = h*d inner
+channels: C of them unless the heads have a width of their own (head_dim).
 """
 
 from __future__ import annotations
@@ -81,6 +82,13 @@ def make_mixer(spec: MixerSpec, *, dim: int, resolution: Grid, where: str = "mix
         raise ArchError(f"{where}: mixer {spec.name} needs {', '.join(missing)}")
     check_mixer(spec, embed_dim=dim, grid=resolution, where=where)
     return MIXERS[spec.name](dim, resolution=resolution, **given)  # type: ignore[call-arg]
+
+
+def head_width(name: str, dim: int, *, resolution: Grid, num_heads: int, head_dim: int | None, **params: Scalar) -> int:
+    """d of a mixer's heads: head_dim where it is given, else C / num_heads. Raises ArchError for parameters that are impossible here."""
+    own: dict[str, Scalar] = {} if head_dim is None else {"head_dim": head_dim}
+    check_mixer(MixerSpec.of(name, num_heads=num_heads, **own, **params), embed_dim=dim, grid=resolution, where="mixer")
+    return dim // num_heads if head_dim is None else head_dim
 
 
 def to_channels_first(x: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasvit.arch import Grid, MixerSpec, check_mixer
-from nasvit.models.mixers.base import MIXERS, Mixer, scaled_attention
+from nasvit.arch import Grid
+from nasvit.models.mixers.base import MIXERS, Mixer, head_width, scaled_attention
 
 
 def stripes_of(resolution: Grid, *, split_size: int) -> tuple[Grid, ...]:
@@ -88,29 +88,29 @@ class StripeAttention(nn.Module):
 class CrossWindowMixer(Mixer):
     """Half of the heads attend inside vertical stripes, H x s tokens, the other half inside horizontal ones, s x W.
 
-    num_heads: even, divides C. split_size: s, at most the longer side of the map; there one branch of all heads attends to the
-    whole map (the authors' last stage), and num_heads may be odd. A map that s does not divide is padded at the bottom and right,
-    and the padding is never attended to. Raises ArchError otherwise.
+    num_heads: even, divides C unless head_dim, the channels of a head, is given. split_size: s, at most the longer side of the map; there
+    one branch of all heads attends to the whole map (the authors' last stage), and num_heads may be odd. A map that s does not divide is
+    padded at the bottom and right, and the padding is never attended to. Raises ArchError otherwise.
     """
 
-    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, split_size: int) -> None:
+    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, split_size: int, head_dim: int | None = None) -> None:
         super().__init__()
-        spec = MixerSpec.of("cross_window", num_heads=num_heads, split_size=split_size)
-        check_mixer(spec, embed_dim=dim, grid=resolution, where="mixer")
         self.dim, self.resolution = dim, resolution
+        self.inner = num_heads * head_width("cross_window", dim, resolution=resolution, num_heads=num_heads, head_dim=head_dim,
+                                            split_size=split_size)
         stripes = stripes_of(resolution, split_size=split_size)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.branches = nn.ModuleList(StripeAttention(dim // len(stripes), resolution=resolution, stripe=stripe,
+        self.qkv = nn.Linear(dim, 3 * self.inner)
+        self.branches = nn.ModuleList(StripeAttention(self.inner // len(stripes), resolution=resolution, stripe=stripe,
                                                       num_heads=num_heads // len(stripes)) for stripe in stripes)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(self.inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)"""
-        qkv = self.qkv(x).unflatten(-1, (3, self.dim))
+        qkv = self.qkv(x).unflatten(-1, (3, self.inner))
         parts = qkv.chunk(len(self.branches), dim=-1)
         return self.proj(torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=-1))
 
     def macs(self) -> int:
         """Multiply-adds of one image: projections on the map itself, and each branch."""
         branches = sum(cast(StripeAttention, branch).macs() for branch in self.branches)
-        return self.resolution[0] * self.resolution[1] * 4 * self.dim**2 + branches
+        return self.resolution[0] * self.resolution[1] * 4 * self.dim * self.inner + branches

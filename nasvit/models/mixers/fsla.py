@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasvit.arch import Grid, MixerSpec, check_mixer
+from nasvit.arch import Grid
 from nasvit.errors import ArchError, ConfigError
-from nasvit.models.mixers.base import MIXERS, Mixer, rows, scaled_attention, to_channels_first, to_channels_last
+from nasvit.models.mixers.base import MIXERS, Mixer, head_width, rows, scaled_attention, to_channels_first, to_channels_last
 from nasvit.registry import unknown
 
 ASSIGNMENTS = ("hard", "soft")
@@ -146,39 +146,40 @@ def packed_attention(qkv: Tensor, order: Tensor, *, depth: int, overlap: int, sc
 class FSLAMixer(Mixer):
     """Attention inside 2**cluster_depth balanced clusters per head, plus LePE: a depthwise 3x3 convolution of the values.
 
-    num_heads: divides C. cluster_depth: 0 is plain attention; 2**cluster_depth divides N. overlap: tokens of the sibling
-    cluster each cluster also sees, 0 to N / 2**cluster_depth (0 at cluster_depth 0). qk_scale: what the logits are multiplied by,
-    a positive float; left out it is d ** -0.5 (BOAT-CSWin's weights are trained with 1.0). Raises ArchError otherwise.
+    num_heads: divides C unless head_dim, the channels of a head, is given. cluster_depth: 0 is plain attention; 2**cluster_depth
+    divides N. overlap: tokens of the sibling cluster each cluster also sees, 0 to N / 2**cluster_depth (0 at cluster_depth 0). qk_scale:
+    what the logits are multiplied by, a positive float; left out it is d ** -0.5 (BOAT-CSWin's weights are trained with 1.0). Raises
+    ArchError otherwise.
     """
 
     def __init__(self, dim: int, *, resolution: Grid, num_heads: int, cluster_depth: int, overlap: int,
-                 qk_scale: float | None = None) -> None:
+                 head_dim: int | None = None, qk_scale: float | None = None) -> None:
         super().__init__()
-        spec = MixerSpec.of("fsla", num_heads=num_heads, cluster_depth=cluster_depth, overlap=overlap)
-        check_mixer(spec, embed_dim=dim, grid=resolution, where="mixer")
-        self.dim, self.resolution = dim, resolution
-        own = (dim // num_heads) ** -0.5  # a network has one spelling
+        self.head_dim = head_width("fsla", dim, resolution=resolution, num_heads=num_heads, head_dim=head_dim, cluster_depth=cluster_depth,
+                                   overlap=overlap)
+        self.dim, self.resolution, self.inner = dim, resolution, num_heads * self.head_dim
+        own = self.head_dim**-0.5  # a network has one spelling
         if qk_scale is not None and not (isinstance(qk_scale, float) and 0 < qk_scale < math.inf and qk_scale != own):
             raise ArchError(f"mixer fsla: qk_scale {qk_scale!r} is not possible; accepted: a positive float, "
                             f"left out where it is d ** -0.5, here {own}")
         self.num_heads, self.cluster_depth, self.overlap, self.qk_scale = num_heads, cluster_depth, overlap, qk_scale
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.lepe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * self.inner)
+        self.lepe = nn.Conv2d(self.inner, self.inner, 3, padding=1, groups=self.inner)
+        self.proj = nn.Linear(self.inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)"""
-        batch, height, width, dim = x.shape
+        batch, height, width, _ = x.shape
         qkv = self.qkv(x)
-        packed = qkv.view(batch, height * width, 3, self.num_heads, dim // self.num_heads)
+        packed = qkv.view(batch, height * width, 3, self.num_heads, self.head_dim)
         order = cluster_order(packed[:, :, 0].transpose(1, 2), depth=self.cluster_depth)  # of (B, h, N, d)
         out = packed_attention(packed, order, depth=self.cluster_depth, overlap=self.overlap, scale=self.qk_scale)
-        values = to_channels_first(qkv[..., 2 * dim:])
-        return self.proj(out.reshape(x.shape) + to_channels_last(self.lepe(values)))
+        values = to_channels_first(qkv[..., 2 * self.inner:])
+        return self.proj(out.reshape(batch, height, width, self.inner) + to_channels_last(self.lepe(values)))
 
     def macs(self) -> int:
         """Multiply-adds of one image: projections, LePE, attention, and the matrix products of the clustering."""
         tokens = self.resolution[0] * self.resolution[1]
         keys = (tokens >> self.cluster_depth) + self.overlap
         clustering = self.cluster_depth * (4 * ITERATIONS + 2)  # per iteration 2 similarities and 2 centroids, then 2 similarities
-        return tokens * self.dim * (4 * self.dim + 9 + 2 * keys + clustering)
+        return tokens * self.inner * (4 * self.dim + 9 + 2 * keys + clustering)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasvit.arch import Grid, MixerSpec, check_mixer
-from nasvit.models.mixers.base import MIXERS, Mixer
+from nasvit.arch import Grid
+from nasvit.models.mixers.base import MIXERS, Mixer, head_width
 
 AT_ONCE = 500_000
 """A graph holds the map of T * d channels where it has at most so many elements an image: fewer, larger operations (in ONNX Runtime 0.5 to
@@ -106,21 +106,21 @@ def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, taps: Taps, *, constant: Te
 class SlideMixer(Mixer):
     """Attention to the kernel_size x kernel_size neighbours with deformed shifting; one kernel serves keys, values and all heads.
 
-    kernel_size: odd, from 3. num_heads: divides C. Raises ArchError otherwise. The fixed path's kernel is no parameter,
-    its bias is one, as published; the two paths are added anew in each forward, so the sum is never stale. `deploy_` adds them for good.
+    kernel_size: odd, from 3. num_heads: divides C unless head_dim, the channels of a head, is given. Raises ArchError otherwise. The
+    fixed path's kernel is no parameter, its bias is one, as published; the two paths are added anew in each forward, so the sum is never
+    stale. `deploy_` adds them for good.
     """
 
     fixed: Tensor
 
-    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, kernel_size: int) -> None:
+    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, kernel_size: int, head_dim: int | None = None) -> None:
         super().__init__()
-        spec = MixerSpec.of("slide", num_heads=num_heads, kernel_size=kernel_size)
-        check_mixer(spec, embed_dim=dim, grid=resolution, where="mixer")
+        head_dim = head_width("slide", dim, resolution=resolution, num_heads=num_heads, head_dim=head_dim, kernel_size=kernel_size)
         self.dim, self.resolution, self.num_heads, self.kernel_size = dim, resolution, num_heads, kernel_size
-        head_dim, taps = dim // num_heads, kernel_size**2
+        self.head_dim, self.inner, taps = head_dim, num_heads * head_dim, kernel_size**2
         self.scale = head_dim**-0.5
         self.merged = False
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * self.inner)
         self.kernel = nn.Parameter(torch.empty(head_dim, taps, kernel_size, kernel_size))
         self.kernel_bias = nn.Parameter(torch.empty(head_dim, taps))
         self.fixed_bias = nn.Parameter(torch.empty(head_dim, taps))
@@ -129,7 +129,7 @@ class SlideMixer(Mixer):
         self.relative_position_bias_table = nn.Parameter(torch.empty(num_heads, taps))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("fixed", displacement(kernel_size), persistent=False)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(self.inner, dim)
 
     def merged_kernel(self) -> tuple[Tensor, Tensor]:
         """Kernel (d, T, k, k) and bias (d, T) of the fixed and the learned path together."""
@@ -156,17 +156,17 @@ class SlideMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)"""
-        batch, height, width, dim = x.shape
-        split = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads)
+        batch, height, width, _ = x.shape
+        split = self.qkv(x).view(batch, height, width, 3, self.num_heads, self.head_dim)
         q, k, v = split.permute(3, 0, 4, 5, 1, 2).contiguous().unbind()  # 3 of (B, h, d, H, W): rows lie in one piece
         out = attend(q, k, v, self.taps())
-        return self.proj(out.permute(0, 3, 4, 1, 2).reshape(batch, height, width, dim))
+        return self.proj(out.permute(0, 3, 4, 1, 2).reshape(batch, height, width, self.inner))
 
     def product_macs(self) -> int:
         """T products per channel with the keys and T with the values: elementwise here, sums of products in the paper."""
-        return 2 * self.kernel_size**2 * self.resolution[0] * self.resolution[1] * self.dim
+        return 2 * self.kernel_size**2 * self.resolution[0] * self.resolution[1] * self.inner
 
     def macs(self) -> int:
         """Multiply-adds of one image: projections, kernel of keys and of values (k**4 each), products, and biases."""
         tokens, taps = self.resolution[0] * self.resolution[1], self.kernel_size**2
-        return tokens * self.dim * (4 * self.dim + 2 * taps**2 + 2 * taps + 2 * taps)
+        return tokens * self.inner * (4 * self.dim + 2 * taps**2 + 2 * taps + 2 * taps)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasvit.arch import Grid, MixerSpec, check_mixer
-from nasvit.models.mixers.base import MIXERS, Mixer, scaled_attention
+from nasvit.arch import Grid
+from nasvit.models.mixers.base import MIXERS, Mixer, head_width, scaled_attention
 
 OTHER_REGION = -100.0  # Swin's value: what rolled in from the far side of the map
 KEPT_BIAS = 4_000_000
@@ -64,25 +64,27 @@ class WindowMixer(Mixer):
 
     window_size: w, at most the shorter side of the map; a map that w does not divide is padded at the bottom and right,
     and the padding is never attended to. shift: windows are displaced by w // 2, and what that wraps around is masked.
-    num_heads: divides C. Raises ArchError otherwise.
+    num_heads: divides C unless head_dim, the channels of a head, is given. Raises ArchError otherwise.
     """
 
     mask: Tensor | None
     index: Tensor
     bias: Tensor | None
 
-    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, window_size: int, shift: bool) -> None:
+    def __init__(self, dim: int, *, resolution: Grid, num_heads: int, window_size: int, shift: bool,
+                 head_dim: int | None = None) -> None:
         super().__init__()
-        spec = MixerSpec.of("window", num_heads=num_heads, window_size=window_size, shift=shift)
-        check_mixer(spec, embed_dim=dim, grid=resolution, where="mixer")
+        self.head_dim = head_width("window", dim, resolution=resolution, num_heads=num_heads, head_dim=head_dim, window_size=window_size,
+                                   shift=shift)
         self.dim, self.resolution, self.num_heads, self.window_size = dim, resolution, num_heads, window_size
+        self.inner = num_heads * self.head_dim
         self.shift = window_size // 2 if shift else 0
         self.padded = tuple(-(-size // window_size) * window_size for size in resolution)
         self.pads = self.padded != tuple(resolution)
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * self.inner)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(self.inner, dim)
         self.register_buffer("index", relative_index(window_size), persistent=False)
         self.register_buffer("mask", window_mask(resolution, window_size=window_size, shift=self.shift), persistent=False)
         self.register_buffer("bias", None, persistent=False)
@@ -120,16 +122,15 @@ class WindowMixer(Mixer):
         return self.proj(out)
 
     def attend(self, projected: Tensor, *, batch: int) -> Tensor:
-        """(B * nW, n, 3C) queries, keys and values -> (B * nW, n, C), attention inside each window."""
-        count, tokens, dim = projected.shape[0], projected.shape[1], self.dim
-        head_dim = dim // self.num_heads
-        split = projected.view(count, tokens, 3, self.num_heads, head_dim)
+        """(B * nW, n, 3I) queries, keys and values -> (B * nW, n, I), attention inside each window."""
+        count, tokens = projected.shape[:2]
+        split = projected.view(count, tokens, 3, self.num_heads, self.head_dim)
         q, k, v = split.permute(2, 0, 3, 1, 4).unbind()  # 3 of (B * nW, h, n, d)
         bias = self.logit_bias() if self.bias is None else self.bias
         if self.mask is not None:  # windows beside the heads: so one bias per window and head serves every image of the batch
-            q, k, v = (t.reshape(batch, -1, tokens, head_dim) for t in (q, k, v))
-        out = scaled_attention(q, k, v, bias=bias).view(count, self.num_heads, tokens, head_dim)
-        return out.transpose(1, 2).reshape(count, tokens, dim)
+            q, k, v = (t.reshape(batch, -1, tokens, self.head_dim) for t in (q, k, v))
+        out = scaled_attention(q, k, v, bias=bias).view(count, self.num_heads, tokens, self.head_dim)
+        return out.transpose(1, 2).reshape(count, tokens, self.inner)
 
     def logit_bias(self) -> Tensor:
         """(1, h, n, n), or (1, nW * h, n, n) where a mask tells windows apart: what is added to the scaled products."""
@@ -140,4 +141,4 @@ class WindowMixer(Mixer):
     def macs(self) -> int:
         """Multiply-adds of one image: projections on the map itself, attention on the padded map."""
         tokens, padded = (height * width for height, width in (self.resolution, self.padded))
-        return padded * self.dim * 2 * self.window_size**2 + tokens * 4 * self.dim**2
+        return self.inner * (padded * 2 * self.window_size**2 + tokens * 4 * self.dim)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nasvit.arch import Arch
+from nasvit.arch import Arch, MixerSpec
 from nasvit.errors import ConfigError, NasvitError
 from nasvit.latency import LatencyModel
 from nasvit.latency.model import FEWEST
@@ -134,6 +135,15 @@ def test_what_is_carried_over_weighs_as_much_as_its_uncertainty_allows(archs: li
         wrong.observe(arch, device_ms(arch), error=0.02)
     ratio = np.median([wrong.predict(a).median_ms / device_ms(a) for a in archs[100:140]])
     assert ratio < 1.15
+
+
+def test_fewer_heads_of_the_same_width_are_the_same_kind_of_piece_of_another_size(tiny_arch: Arch) -> None:
+    stage = tiny_arch.stages[1]
+    mixer = MixerSpec.of("window", window_size=4, shift=False, num_heads=1, head_dim=8)
+    fewer = replace(tiny_arch, stages=(tiny_arch.stages[0], replace(stage, blocks=(replace(stage.blocks[0], mixers=(mixer,)),))))
+    one, two = (next(p for p in pieces(arch) if p.family.startswith("window")) for arch in (tiny_arch, fewer))
+    assert one.variant == two.variant and one.key != two.key
+    assert two.macs_m == one.macs_m / 2 and two.values_k == one.values_k * 5 / 8
 
 
 @pytest.mark.parametrize("name", ["hybrid_tiny", "hybrid_mobile", "isotropic"])

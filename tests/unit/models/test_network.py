@@ -20,6 +20,7 @@ MIXERS = {
     "catm": MixerSpec.of("catm"),
     "integration": MixerSpec.of("integration"),
     "global": MixerSpec.of("global", num_heads=2),
+    "wider": MixerSpec.of("global", num_heads=3, head_dim=7),
 }
 
 

@@ -30,7 +30,7 @@ def test_shipped_spaces_fit_the_mixers(name: str) -> None:
     ("catm, window]", "catm, window, swirl]", 7, "unknown mixer 'swirl'"),
     ("window_size: 4, ", "window_size: 4, kernel_size: 3, ", 10, "unknown parameter 'kernel_size'"),
     ("mixers:\n  window", "mixers:\n  catm: {head_dim: 8}\n  window", 10, "unknown parameter 'head_dim'"),
-    (", head_dim: 8", "", 7, "needs num_heads"),
+    (", head_dim: 8", "", 7, "needs num_heads (accepted: head_dim, num_heads, shift, window_size)"),
 ])
 def test_what_the_mixers_do_not_accept_is_named_with_file_and_line(old: str, new: str, line: int, says: str) -> None:
     assert old in TEXT

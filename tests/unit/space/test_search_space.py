@@ -6,7 +6,7 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from nasvit.arch import Arch
+from nasvit.arch import Arch, MixerSpec
 from nasvit.errors import ConfigError
 from nasvit.space import SearchSpace, shipped
 
@@ -144,7 +144,9 @@ def test_contains_is_false_outside_and_raises_nothing(small: SearchSpace, tiny_a
     arch = small.sample(random.Random(1))
     stage = arch.stages[0]
     thinner = replace(arch, stages=(replace(stage, blocks=(replace(stage.blocks[0], mlp_dim=7), *stage.blocks[1:])), arch.stages[1]))
-    for foreign in (tiny_arch, thinner, replace(arch, num_classes=11), replace(arch, image_size=(32, 32)),
+    narrow = MixerSpec.of("slide", kernel_size=3, num_heads=1, head_dim=8)  # the head_dim of the space, in a narrower attention
+    pruned = replace(arch, stages=(stage, replace(arch.stages[1], blocks=(replace(arch.stages[1].blocks[0], mixers=(narrow,)),) * 3)))
+    for foreign in (tiny_arch, thinner, pruned, replace(arch, num_classes=11), replace(arch, image_size=(32, 32)),
                     replace(arch, stages=arch.stages[:1]), replace(arch, stages=(replace(stage, blocks=stage.blocks * 3), arch.stages[1])),
                     replace(arch, stages=arch.stages[::-1])):
         assert not small.contains(foreign)

@@ -11,8 +11,9 @@ from nasvit.errors import ArchError
 from nasvit.models.mixers.cross import CrossWindowMixer
 
 
-def mixer(dim: int = 16, *, grid: tuple[int, int] = (6, 6), heads: int = 4, split: int = 2) -> CrossWindowMixer:
-    return CrossWindowMixer(dim, resolution=grid, num_heads=heads, split_size=split).double().eval()
+def mixer(dim: int = 16, *, grid: tuple[int, int] = (6, 6), heads: int = 4, split: int = 2,
+          head_dim: int | None = None) -> CrossWindowMixer:
+    return CrossWindowMixer(dim, resolution=grid, num_heads=heads, split_size=split, head_dim=head_dim).double().eval()
 
 
 def reached(module: CrossWindowMixer, y: int, x: int) -> list[Tensor]:
@@ -29,9 +30,9 @@ def reached(module: CrossWindowMixer, y: int, x: int) -> list[Tensor]:
 def by_hand(module: CrossWindowMixer, image: Tensor) -> Tensor:
     """(H, W, C) -> (H, W, C), stripe by stripe and head by head."""
     height, width = module.resolution
-    head_dim = module.dim // module.heads
-    out = torch.zeros_like(image)
-    parts = module.qkv(image).unflatten(-1, (3, module.dim)).chunk(len(module.branches), dim=-1)
+    head_dim = module.inner // module.heads
+    out = image.new_zeros(height, width, module.inner)
+    parts = module.qkv(image).unflatten(-1, (3, module.inner)).chunk(len(module.branches), dim=-1)
     for i, (branch, part) in enumerate(zip(module.branches, parts, strict=True)):
         first = i * branch.dim
         for top in range(0, height, branch.stripe[0]):
@@ -49,8 +50,9 @@ def by_hand(module: CrossWindowMixer, image: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("grid", "split", "heads"), [((6, 6), 1, 4), ((6, 6), 3, 2), ((4, 6), 2, 4), ((5, 7), 2, 4), ((4, 6), 5, 2),
                                                       ((6, 6), 6, 1), ((5, 7), 7, 2)])
-def test_equals_a_loop_over_stripes_and_heads(grid: tuple[int, int], split: int, heads: int) -> None:
-    module, images = mixer(grid=grid, split=split, heads=heads), torch.randn(2, *grid, 16, dtype=torch.float64)
+@pytest.mark.parametrize("head_dim", [None, 3])
+def test_equals_a_loop_over_stripes_and_heads(grid: tuple[int, int], split: int, heads: int, head_dim: int | None) -> None:
+    module, images = mixer(grid=grid, split=split, heads=heads, head_dim=head_dim), torch.randn(2, *grid, 16, dtype=torch.float64)
     module.heads = heads
     with torch.no_grad():
         torch.testing.assert_close(module(images), torch.stack([by_hand(module, image) for image in images]))

@@ -17,8 +17,9 @@ from nasvit.models.mixers.fsla import FSLAMixer, ascending, cluster_attention, c
 
 
 def mixer(dim: int = 16, *, grid: tuple[int, int] = (8, 8), heads: int = 2, depth: int = 2, overlap: int = 4,
-          qk_scale: Any = None) -> FSLAMixer:
-    return FSLAMixer(dim, resolution=grid, num_heads=heads, cluster_depth=depth, overlap=overlap, qk_scale=qk_scale).eval()
+          qk_scale: Any = None, head_dim: int | None = None) -> FSLAMixer:
+    return FSLAMixer(dim, resolution=grid, num_heads=heads, cluster_depth=depth, overlap=overlap, head_dim=head_dim,
+                     qk_scale=qk_scale).eval()
 
 
 def blobs(*centres: tuple[float, ...], per_blob: int, shuffled: bool = True) -> tuple[Tensor, Tensor]:
@@ -252,8 +253,9 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("depth", "overlap"), [(0, 0), (2, 4), (3, 0)])
-def test_macs_are_the_sum_over_the_matrix_products(depth: int, overlap: int) -> None:
-    module = mixer(24, grid=(4, 10) if depth == 3 else (8, 8), heads=3, depth=depth, overlap=overlap)
+@pytest.mark.parametrize("head_dim", [None, 5])
+def test_macs_are_the_sum_over_the_matrix_products(depth: int, overlap: int, head_dim: int | None) -> None:
+    module = mixer(24, grid=(4, 10) if depth == 3 else (8, 8), heads=3, depth=depth, overlap=overlap, head_dim=head_dim)
     with torch.no_grad(), Products() as products:
         module(torch.randn(1, *module.resolution, 24))
     assert products.macs == module.macs()

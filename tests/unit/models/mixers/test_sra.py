@@ -14,8 +14,8 @@ from nasvit.models.mixers.sra import SRAMixer
 DIM, HEADS = 8, 2
 
 
-def made(grid: tuple[int, int], reduction: int) -> SRAMixer:
-    mixer = SRAMixer(DIM, resolution=grid, num_heads=HEADS, reduction=reduction).double().eval()
+def made(grid: tuple[int, int], reduction: int, head_dim: int | None = None) -> SRAMixer:
+    mixer = SRAMixer(DIM, resolution=grid, num_heads=HEADS, reduction=reduction, head_dim=head_dim).double().eval()
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return mixer
@@ -23,7 +23,7 @@ def made(grid: tuple[int, int], reduction: int) -> SRAMixer:
 
 def defined(mixer: SRAMixer, x: Tensor) -> Tensor:
     """One image (H, W, C), token by token."""
-    r, d = mixer.reduction, DIM // HEADS
+    r, d = mixer.reduction, mixer.head_dim
     coarse = []
     for y in range(x.shape[0] // r):
         for column in range(x.shape[1] // r):
@@ -31,8 +31,9 @@ def defined(mixer: SRAMixer, x: Tensor) -> Tensor:
             value = torch.einsum("ochw,hwc->o", mixer.reduce.weight, patch) + mixer.reduce.bias
             normed = (value - value.mean()) / (value.var(unbiased=False) + 1e-5).sqrt()
             coarse.append(normed * mixer.reduced_norm.weight + mixer.reduced_norm.bias)
-    keys, values = mixer.kv(torch.stack(coarse)).split(DIM, dim=-1)
-    queries, out = mixer.q(x), torch.zeros_like(x)
+    keys, values = mixer.kv(torch.stack(coarse)).split(HEADS * d, dim=-1)
+    queries = mixer.q(x)
+    out = torch.zeros_like(queries)
     for head in range(HEADS):
         mine = slice(head * d, head * d + d)
         for y in range(x.shape[0]):
@@ -43,8 +44,9 @@ def defined(mixer: SRAMixer, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("grid", "reduction"), [((4, 6), 2), ((6, 6), 3), ((5, 7), 2), ((4, 4), 4), ((7, 4), 3)])
-def test_is_attention_to_the_reduced_tokens(grid: tuple[int, int], reduction: int) -> None:
-    mixer, x = made(grid, reduction), torch.randn(2, *grid, DIM, dtype=torch.float64)
+@pytest.mark.parametrize("head_dim", [None, 3])
+def test_is_attention_to_the_reduced_tokens(grid: tuple[int, int], reduction: int, head_dim: int | None) -> None:
+    mixer, x = made(grid, reduction, head_dim), torch.randn(2, *grid, DIM, dtype=torch.float64)
     torch.testing.assert_close(mixer(x), torch.stack([defined(mixer, image) for image in x]), rtol=1e-9, atol=1e-9)
 
 

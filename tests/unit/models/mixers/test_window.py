@@ -11,8 +11,8 @@ from nasvit.models.mixers.window import WindowMixer
 DIM, HEADS = 8, 2
 
 
-def made(grid: tuple[int, int], window_size: int, shift: bool) -> WindowMixer:
-    mixer = WindowMixer(DIM, resolution=grid, num_heads=HEADS, window_size=window_size, shift=shift).double().eval()
+def made(grid: tuple[int, int], window_size: int, shift: bool, head_dim: int | None = None) -> WindowMixer:
+    mixer = WindowMixer(DIM, resolution=grid, num_heads=HEADS, window_size=window_size, shift=shift, head_dim=head_dim).double().eval()
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.7)
     return mixer
@@ -26,10 +26,10 @@ def place(y: int, x: int, mixer: WindowMixer) -> tuple[tuple[int, int], tuple[in
 
 def defined(mixer: WindowMixer, image: Tensor) -> Tensor:
     """One image (H, W, C), token by token: only tokens of the map exist."""
-    (height, width), w, d = mixer.resolution, mixer.window_size, DIM // HEADS
+    (height, width), w, d = mixer.resolution, mixer.window_size, mixer.head_dim
     tokens = [(y, x) for y in range(height) for x in range(width)]
     places = [place(y, x, mixer) for y, x in tokens]
-    q, k, v = mixer.qkv(image).flatten(0, 1).split(DIM, dim=-1)
+    q, k, v = mixer.qkv(image).flatten(0, 1).split(HEADS * d, dim=-1)
     out = torch.zeros_like(q)
     for i, (window, (y, x), wrapped) in enumerate(places):
         near = [j for j, other in enumerate(places) if other[0] == window]
@@ -44,8 +44,9 @@ def defined(mixer: WindowMixer, image: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("grid", "window_size", "shift"), [((4, 8), 4, False), ((8, 12), 4, True), ((6, 6), 3, True), ((5, 7), 3, False),
                                                             ((5, 7), 3, True), ((6, 7), 4, True), ((9, 6), 4, False), ((3, 8), 3, False)])
-def test_is_attention_inside_windows_of_the_map_alone(grid: tuple[int, int], window_size: int, shift: bool) -> None:
-    mixer = made(grid, window_size, shift)
+@pytest.mark.parametrize("head_dim", [None, 3])
+def test_is_attention_inside_windows_of_the_map_alone(grid: tuple[int, int], window_size: int, shift: bool, head_dim: int | None) -> None:
+    mixer = made(grid, window_size, shift, head_dim)
     x = torch.randn(2, *grid, DIM, dtype=torch.float64)
     torch.testing.assert_close(mixer(x), torch.stack([defined(mixer, image) for image in x]), rtol=1e-9, atol=1e-9)
 
