@@ -42,6 +42,8 @@ PYRAMID = {**TINY, "embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (2, 2, 
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "slide_swin": ("slide_swin_tiny_w7", PYRAMID), "cswin": ("cswin_tiny", PYRAMID),
     "slide_pvtv2": ("slide_pvtv2_b1", {**TINY, "embed_dims": (16, 32, 64, 64), "depths": (1, 1, 1, 2), "num_heads": (1, 2, 4, 4)}),
+    "boat_swin": ("boat_swin_tiny", {**PYRAMID, "window_size": 4, "cluster_size": 16, "overlap": 4}),
+    "boat_cswin": ("boat_cswin_tiny", {**PYRAMID, "cluster_size": 16, "overlap": 4}),
     "evo_deit": ("evo_deit_tiny", {**TINY, "embed_dim": 48}),
     "evo_levit": ("evo_levit_128s", {"num_classes": 7, "img_size": 128, "embed_dims": (32, 48, 64), "num_heads": (2, 3, 4)})}
 SPACES = ("catm_only", "fsla_only", "hybrid_mobile", "hybrid_small", "hybrid_tiny", "isotropic", "slide_only", "window_only")

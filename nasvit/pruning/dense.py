@@ -122,14 +122,15 @@ def check(plan: Plan) -> None:
     for i, (left, dense) in enumerate(zip(plan.blocks, layout.blocks, strict=True)):
         if left.gone and dense.drop_block:
             continue
-        for name, droppable, cuttable in (("heads", dense.drop_attention, dense.cut_heads),
-                                          ("head_dim", dense.drop_attention, dense.cut_head_dim),
-                                          ("mlp_dim", dense.drop_mlp, dense.cut_mlp)):
+        for name, droppable, cuttable, step in (("heads", dense.drop_attention, dense.cut_heads, dense.head_step),
+                                                ("head_dim", dense.drop_attention, dense.cut_head_dim, 1),
+                                                ("mlp_dim", dense.drop_mlp, dense.cut_mlp, 1)):
             value, limit = getattr(left, name), getattr(dense, name)
-            if value == limit or (value == 0 and droppable) or (0 < value < limit and cuttable):
+            if value == limit or (value == 0 and droppable) or (0 < value < limit and cuttable and value % step == 0):
                 continue
+            smaller = f", 1 to {limit - 1}" if step == 1 else f", a smaller multiple of {step}"
             raise PlanError(f"block {i}: {name} {value} is not possible; accepted: {limit}"
-                            + (f", 1 to {limit - 1}" if cuttable else "") + (", 0" if droppable else ""))
+                            + (smaller if cuttable else "") + (", 0" if droppable else ""))
         if dense.pairs and left.head_dim % 2:
             raise PlanError(f"block {i}: head_dim {left.head_dim} is odd, and rotary positions turn pairs; accepted: even numbers")
         if plan.operator != "none":

@@ -208,8 +208,10 @@ class PruneSpace:
                 found["operator"] = self.operators
             found |= {f"tokens.{k}": APPETITES for k in range(KNOTS)}
         if "heads" in self.choices:
-            found |= {f"heads.{k}": APPETITES for k in range(KNOTS)}
-            found["head_dim"] = APPETITES[:3]
+            if any(b.cut_heads for b in self.layout.blocks):
+                found |= {f"heads.{k}": APPETITES for k in range(KNOTS)}
+            if any(b.cut_head_dim for b in self.layout.blocks):
+                found["head_dim"] = APPETITES[:3]
         if "mlp" in self.choices:
             found |= {f"mlp.{k}": APPETITES for k in range(KNOTS)}
         found |= {name: APPETITES for name in ("depth", "embed") if name in self.choices}
@@ -233,8 +235,8 @@ class PruneSpace:
                 blocks.append(BlockPlan(heads=0, head_dim=0, mlp_dim=0, keep_ratio=before))
                 continue
             no_attention, no_mlp = (i in gone and dropped == part for part in ("attention", "mlp"))
-            form, head_share = self.layout.blocks[i], s * heads[i] * MOST["heads"] * bool(block.heads)
-            cut_heads = max(1, round(block.heads * (1 - head_share))) if form.cut_heads and head_share else block.heads
+            form = self.layout.blocks[i]
+            cut_heads = _granular(block.heads, s * heads[i] * MOST["heads"] * form.cut_heads, granule=form.head_step)
             cut_dim = _granular(block.head_dim, s * shape.get("head_dim", 0.0) * MOST["head_dim"] * form.cut_head_dim, granule=self.granule)
             cut_mlp = _granular(block.mlp_dim, small * mlp[i] * MOST["mlp"] * form.cut_mlp, granule=self.granule)
             blocks.append(BlockPlan(heads=0 if no_attention else cut_heads, head_dim=0 if no_attention else cut_dim,

@@ -30,7 +30,8 @@ def uniform(source: Source, *, keep: float, parts: Sequence[str] = ("heads", "ml
     ratios += ratios[-1:] * (len(dense.blocks) - able)  # blocks that take no tokens away stand last
     blocks = []
     for left, form, ratio in zip(dense.blocks, layout.blocks, ratios, strict=True):
-        heads = max(1, round(left.heads * keep)) if "heads" in parts and form.cut_heads and left.heads else left.heads
+        step = form.head_step
+        heads = max(step, round(left.heads * keep / step) * step) if "heads" in parts and form.cut_heads and left.heads else left.heads
         head_dim = _cut(left.head_dim, keep, granule) if "head_dim" in parts and form.cut_head_dim else left.head_dim
         mlp_dim = _cut(left.mlp_dim, keep, granule) if "mlp" in parts and form.cut_mlp else left.mlp_dim
         blocks.append(BlockPlan(heads=heads, head_dim=head_dim, mlp_dim=mlp_dim, keep_ratio=ratio))

@@ -62,6 +62,7 @@ def test_the_owned_copy_is_the_model_and_keeping_everything_is_the_copy(case: st
         assert float(model(images).std()) > 1e-4  # an untrained classifier at zero would agree with anything
         assert_close(model(images), dense.module(images))
         assert torch.equal(dense.module(images), whole(images))
+    assert case in TIMM or form_of(whole) == model.arch
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -82,6 +83,8 @@ def test_half_of_every_part_is_smaller_has_all_gradients_and_comes_back_from_dis
     scores = importance(dense, images, torch.tensor([0, 1]), criterion="magnitude").scores
     pruned = slice_weights(dense, halved(dense), scores)
     shape = (1, *input_shape(dense.plan))
+    assert all(b.heads < form.heads or b.heads == form.head_step for b, form in zip(halved(dense).blocks, dense.layout.blocks, strict=True)
+               if form.cut_heads)
     assert count(pruned, input_shape=shape).macs < 0.7 * count(dense.module, input_shape=shape).macs
     back = load(*save(pruned, tmp_path))
     assert form_of(back) == form_of(pruned)
@@ -157,7 +160,8 @@ def test_there_is_a_case_of_every_family() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["vit", "deit_distilled", "eva02", "beit", "cait", "swin", "swinv2", "pvt", "levit"])
+@pytest.mark.parametrize("case", ["vit", "deit_distilled", "eva02", "beit", "cait", "swin", "swinv2", "pvt", "levit",
+                                  "boat_swin", "boat_cswin", "slide_pvtv2", "evo_deit"])
 def test_pruned_networks_export_to_onnx_and_agree(case: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

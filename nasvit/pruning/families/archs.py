@@ -1,8 +1,9 @@
 """Networks of an Arch: everything in nasvit.zoo and every network of a search. A pruned one is an Arch again.
 
-What an Arch can say is what can be cut: mlp_dim, whole blocks, the width of a stage, heads of the levit mixer, and the slow path's
-keep_ratio. Attention in an Arch is as wide as its stage, so a narrower stage keeps fewer whole heads of the same size; which ones is
-ranked apart from the stage's channels. A group "inner.I.M" holds the channels inside mixer M of block I, "units.I.M" its heads.
+What an Arch can say is what can be cut: mlp_dim, whole blocks, heads, the width of a stage, and the slow path's keep_ratio. Heads keep
+their channels, for the scale is theirs, and are ranked apart from the stage's channels: a narrower stage keeps all its heads unless the
+plan cuts them. The mixers of a block keep equally many, each its own best; where they have different numbers, none are cut. A group
+"inner.I.M" holds the channels inside mixer M of block I, "units.I.M" its heads.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
-from nasvit.arch import Arch, MixerSpec
+from nasvit.arch import Arch, Block, MixerSpec
 from nasvit.errors import ArchError
 from nasvit.models.build import build as build_arch
 from nasvit.models.mixers.levit import KEY_DIM
 from nasvit.models.network import Network
 from nasvit.pruning.families.base import FAMILIES, Axis, BlockLayout, Family, Layout, Read, Units
 from nasvit.pruning.families.reading import refuse
-from nasvit.pruning.plan import OPERATORS, Plan, PlanError, Source
+from nasvit.pruning.plan import OPERATORS, BlockPlan, Plan, PlanError, Source
 
 SET_MIXERS = ("global", "levit")
+HEADED = ("cross_window", "fsla", "global", "levit", "slide", "sra", "window")
+KNOWN = (*HEADED, "catm", "integration")
 
 
 def arch_of(source: Source) -> Arch:
@@ -43,6 +47,9 @@ def read(model: Any) -> Read:
     """Raises UnsupportedModelError for an inference form, whose tensors are others."""
     faults = [f"{path or 'the model'} (in its inference form)" for path, m in model.named_modules() if getattr(m, "deployed", False)]
     refuse(model, faults[:1])
+    refuse(model, [f"stages.{s}.blocks.{b}.mixers.{m} ({spec.name}, a mixer that pruning does not know)"
+                   for s, stage in enumerate(model.arch.stages) for b, block in enumerate(stage.blocks)
+                   for m, spec in enumerate(block.mixers) if spec.name not in KNOWN])
     if model.num_classes != model.arch.num_classes:
         refuse(model, [f"head (for {model.num_classes} classes, and its Arch says {model.arch.num_classes})"])
     description = {"arch": model.arch.to_dict(), "image_size": list(model.arch.image_size), "in_channels": model.arch.in_channels,
@@ -50,21 +57,28 @@ def read(model: Any) -> Read:
     return Read(description=description, state={n: v.detach().clone() for n, v in model.state_dict().items()})
 
 
-def _heads(spec: MixerSpec, dim: int) -> int:
-    return int(spec.kwargs.get("num_heads", 1)) if spec.name != "catm" else 1
+def _heads(spec: MixerSpec) -> int:
+    return int(spec.kwargs["num_heads"])
+
+
+def _head_dim(spec: MixerSpec, dim: int) -> int:
+    """Channels of a head, of its queries where others differ."""
+    return int(spec.kwargs.get("key_dim", KEY_DIM) if spec.name == "levit" else spec.kwargs.get("head_dim", dim // _heads(spec)))
+
+
+def _headed(block: Block) -> list[MixerSpec]:
+    return [spec for spec in block.mixers if spec.name in HEADED]
+
+
+def _alike(block: Block) -> bool:
+    """Whether its mixers have heads, and equally many."""
+    return len({_heads(spec) for spec in _headed(block)}) == 1
 
 
 def _granule(arch: Arch) -> int:
-    """What the widths of all streams must be multiples of: whole heads, in both branches of a cross-shaped window."""
-    steps = [1]
-    for s, stage in enumerate(arch.stages):
-        if s + 1 < len(arch.stages) and arch.stages[s + 1].downsample == "levit":
-            steps.append(int(stage.blocks[-1].mixers[-1].kwargs.get("key_dim", KEY_DIM)))
-        for block in stage.blocks:
-            for spec in block.mixers:
-                if spec.name != "levit" and "num_heads" in spec.kwargs:
-                    steps.append(stage.embed_dim // _heads(spec, stage.embed_dim) * _branches(spec, arch, s))
-    return math.lcm(*steps)
+    """What the widths of all streams must be multiples of: the heads of LeViT's downsampling."""
+    last = [before.blocks[-1].mixers[-1] for before, stage in pairwise(arch.stages) if stage.downsample == "levit"]
+    return math.lcm(*(_head_dim(spec, 0) for spec in last))
 
 
 def _branches(spec: MixerSpec, arch: Arch, s: int) -> int:
@@ -76,11 +90,12 @@ def layout(source: Source) -> Layout:
     arch, blocks = arch_of(source), []
     for s, stage in enumerate(arch.stages):
         for b, block in enumerate(stage.blocks):  # the first stays: a stage needs one
-            spec = block.mixers[0]
-            heads, own = _heads(spec, stage.embed_dim), len(block.mixers) == 1 and spec.name == "levit"
-            head_dim = int(spec.kwargs.get("key_dim", KEY_DIM)) if spec.name == "levit" else stage.embed_dim // heads
-            blocks.append(BlockLayout(stage=streams(arch)[s], heads=heads, head_dim=head_dim, mlp_dim=block.mlp_dim, cut_heads=own,
-                                      cut_head_dim=False, drop_attention=False, drop_mlp=False, drop_block=b > 0))
+            headed, dim = _headed(block), stage.embed_dim
+            heads, head_dim = (_heads(headed[0]), _head_dim(headed[0], dim)) if headed else (1, dim)
+            step = max((_branches(spec, arch, s) for spec in headed), default=1)
+            blocks.append(BlockLayout(stage=streams(arch)[s], heads=heads, head_dim=head_dim, mlp_dim=block.mlp_dim,
+                                      cut_heads=_alike(block), head_step=step, cut_head_dim=False, drop_attention=False, drop_mlp=False,
+                                      drop_block=b > 0))
     sets = arch.stem.class_token and all(m.name in SET_MIXERS for stage in arch.stages for b in stage.blocks for m in b.mixers)
     refused = dict.fromkeys(("merge", "topk_fuse"), "an Arch has no such operator")
     if not sets:
@@ -100,7 +115,7 @@ def smaller(plan: Plan) -> Arch:
             plan_block = next(left)
             if plan_block.gone:
                 continue
-            mixers = tuple(_narrower(spec, stage.embed_dim, dim, plan_block.heads) for spec in block.mixers)
+            mixers = tuple(_narrower(spec, stage.embed_dim, dim, _heads_left(block, spec, plan_block)) for spec in block.mixers)
             blocks.append(replace(block, mixers=mixers, mlp_dim=plan_block.mlp_dim,
                                   keep_ratio=min(block.keep_ratio, plan_block.keep_ratio)))
         if not blocks:
@@ -112,11 +127,21 @@ def smaller(plan: Plan) -> Arch:
         raise PlanError(f"{plan.source.name}: {error}") from None
 
 
+def _heads_left(block: Block, spec: MixerSpec, left: BlockPlan) -> int:
+    """How many heads a mixer of a block keeps; 0 of one without heads."""
+    if spec.name not in HEADED:
+        return 0
+    return left.heads if _alike(block) else _heads(spec)
+
+
 def _narrower(spec: MixerSpec, dense: int, dim: int, heads: int) -> MixerSpec:
-    if "num_heads" not in spec.kwargs or spec.name == "catm":
+    """With fewer heads, in a stage of `dim` channels: head_dim is said where they do not fill it."""
+    if spec.name not in HEADED:
         return spec
-    count = heads if spec.name == "levit" else int(spec.kwargs["num_heads"]) * dim // dense
-    return MixerSpec.of(spec.name, **{**spec.kwargs, "num_heads": count})
+    params, head_dim = {**spec.kwargs, "num_heads": heads}, _head_dim(spec, dense)
+    params.pop("head_dim", None)
+    own = spec.name != "levit" and heads * head_dim != dim
+    return MixerSpec.of(spec.name, **params, **({"head_dim": head_dim} if own else {}))
 
 
 def build(plan: Plan) -> nn.Module:
@@ -152,9 +177,10 @@ def extra(plan: Plan) -> dict[str, Units]:
     now = [dims[stream] for stream in streams(arch)]
     groups: dict[str, Units] = {}
     for i, ((s, b), left) in enumerate(zip(_numbered(arch), plan.blocks, strict=True)):
-        dense = arch.stages[s].embed_dim
-        for m, spec in enumerate(arch.stages[s].blocks[b].mixers):
-            groups |= _mixer_groups(f"{i}.{m}", spec, dense, now[s], heads=left.heads, branches=_branches(spec, arch, s))
+        dense, block = arch.stages[s].embed_dim, arch.stages[s].blocks[b]
+        for m, spec in enumerate(block.mixers):
+            groups |= _mixer_groups(f"{i}.{m}", spec, dense, now[s], heads=_heads_left(block, spec, left),
+                                    branches=_branches(spec, arch, s))
     for s, stage in enumerate(arch.stages):
         if stage.downsample == "levit":
             before = arch.stages[s - 1]
@@ -176,14 +202,13 @@ def _mixer_groups(place: str, spec: MixerSpec, dense: int, dim: int, *, heads: i
         return {}
     if spec.name == "integration":
         return {f"inner.{place}": Units(count=dense, keep=dim)}
-    count = int(spec.kwargs["num_heads"])
+    count, d = _heads(spec), _head_dim(spec, dense)
     if spec.name == "levit":
-        d, ratio = int(spec.kwargs.get("key_dim", KEY_DIM)), int(spec.kwargs.get("attn_ratio", 2))
+        ratio = int(spec.kwargs.get("attn_ratio", 2))
         return {f"{part}.{place}": Units(count=count, keep=heads, width=width, by=f"units.{place}")
                 for part, width in (("inner", (2 + ratio) * d), ("values", ratio * d))}
-    width = dense // count
     groups = {f"inner.{place}" if branches == 1 else f"inner.{place}.{j}":
-              Units(count=count // branches, keep=dim // width // branches, width=width,
+              Units(count=count // branches, keep=heads // branches, width=d,
                     by=f"units.{place}" if branches == 1 else f"units.{place}.{j}") for j in range(branches)}
     if spec.name == "sra":
         groups[f"reduced.{place}"] = Units(count=dense, keep=dim)

@@ -33,6 +33,7 @@ class BlockLayout:
     value_ratio: value channels for each query channel of a head. pairs: rotary positions tie query channels, "interleaved" (2j, 2j + 1)
     or "half" (j, j + head_dim / 2); then, and where `joint`, all heads keep the same channels. cut_heads, cut_head_dim,
     cut_mlp, drop_attention, drop_mlp, drop_block: what a plan may change; a block may be dropped whole where neither part can alone.
+    head_step: what a smaller number of heads must be a multiple of.
     tokens: whether token operators may take tokens away here; else the block repeats the keep_ratio before it.
     """
 
@@ -44,6 +45,7 @@ class BlockLayout:
     pairs: str | None = None
     joint: bool = False
     cut_heads: bool = True
+    head_step: int = 1
     cut_head_dim: bool = True
     cut_mlp: bool = True
     drop_attention: bool = True

@@ -29,6 +29,18 @@ def test_a_pruned_network_of_an_arch_can_be_pruned_again() -> None:
     once = slice_weights(dense, uniform(dense.plan.source, keep=0.5, granule=4), {})
     twice = prepare(once)
     assert twice.plan.source.options["arch"] == form_of(once).to_dict()
+    heads = [sum(b.heads for b in plan.blocks) for plan in (dense.plan, twice.plan, uniform(twice.plan.source, keep=0.5, granule=4))]
+    assert heads[0] > heads[1] > heads[2]
+    smallest = slice_weights(twice, uniform(twice.plan.source, keep=0.5, granule=4), {})
+    arch = form_of(smallest)
+    assert isinstance(arch, Arch) and smallest(torch.randn(1, arch.in_channels, *arch.image_size)).isfinite().all()
+
+
+def test_heads_of_their_own_width_come_back_from_the_files(tmp_path: Path) -> None:
+    dense = prepare(make("hybrid_tiny"))
+    pruned = slice_weights(dense, uniform(dense.plan.source, keep=0.5, parts=("heads",)), {})
+    arch = read_form(save(pruned, tmp_path)[0])
+    assert isinstance(arch, Arch) and '"head_dim":8' in arch.to_json() and "head_dim" not in make("hybrid_tiny").arch.to_json()
 
 
 def test_weights_of_another_plan_are_refused_by_tensor(tmp_path: Path) -> None:

@@ -60,11 +60,17 @@ def test_evo_vit_shows_its_segments_and_fsla_its_clusters() -> None:
     maps = kept_tokens(evo, torch.randn(3, 64, 64))
     assert maps and all(m.kind == "kept" and int((m.places >= 0).sum()) == 8 for m in maps)
     fsla = make("fsla_only")
-    clusters = [m for m in kept_tokens(fsla, torch.randn(fsla.arch.in_channels, *fsla.arch.image_size)) if m.kind == "clusters"]
+    image = torch.randn(fsla.arch.in_channels, *fsla.arch.image_size)
+    clusters = [m for m in kept_tokens(fsla, image) if m.kind == "clusters"]
     for shown in clusters:
         counts = shown.places.flatten().bincount()
         assert (counts == counts[0]).all()
     assert clusters
+    dense = prepare(fsla)
+    blocks = tuple(replace(b, heads=1) if i == 1 else b for i, b in enumerate(dense.plan.blocks))  # the first that clusters: its first head
+    left = [m for m in kept_tokens(slice_weights(dense, replace(dense.plan, blocks=blocks), {}), image) if m.kind == "clusters"]
+    assert [m.where for m in clusters[:2]] == ["stage 1, block 2, head 1", "stage 1, block 2, head 2"]
+    assert [m.where for m in left] == [m.where for m in clusters[:1] + clusters[2:]] and torch.equal(left[0].places, clusters[0].places)
 
 
 def test_the_module_is_left_as_it_was_and_networks_that_see_all_tokens_show_nothing() -> None:

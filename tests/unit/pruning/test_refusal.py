@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from nasvit.arch import MixerSpec
+from nasvit.models import build
+from nasvit.models.mixers import MIXERS
+from nasvit.models.mixers.global_ import GlobalMixer
 from nasvit.pruning import UnsupportedModelError, prepare, slice_weights
 from tests.pruning_models import TIMM, ensure, make, timm
 
@@ -65,6 +70,15 @@ def test_what_no_module_shows_is_found_by_comparing_outputs(monkeypatch: pytest.
     monkeypatch.setattr(type(model), "_pos_embed", lambda self, x: inner(self, x) * 1.01)
     with pytest.raises(UnsupportedModelError, match="differs"):
         prepare(model)
+
+
+def test_a_mixer_of_another_package_is_refused_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MIXERS._items, "ripple", GlobalMixer)
+    arch = make("isotropic").arch
+    block = replace(arch.stages[0].blocks[1], mixers=(MixerSpec.of("ripple", num_heads=5),))
+    blocks = (arch.stages[0].blocks[0], block, *arch.stages[0].blocks[2:])
+    with pytest.raises(UnsupportedModelError, match=r"stages\.0\.blocks\.1\.mixers\.0 \(ripple"):
+        prepare(build(replace(arch, stages=(replace(arch.stages[0], blocks=blocks),)), seed=0))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_relpos_small_patch16_224", "convit_tiny"])

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem
 from nasvit.errors import ConfigError
-from nasvit.pruning import Dense, PlanError, importance, prepare, slice_weights, uniform
+from nasvit.models import build
+from nasvit.pruning import Dense, PlanError, form_of, importance, prepare, slice_weights, uniform
 from nasvit.pruning.slicing import best, choose
-from tests.pruning_models import make
+from tests.pruning_models import make, wake
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,61 @@ def test_operators_that_cannot_work_in_a_block_are_refused(dense: Dense) -> None
         slice_weights(dense, none, {})
     with pytest.raises(PlanError, match="at least half"):
         slice_weights(dense, dense.plan.with_blocks(keep_ratio=0.25, operator="merge"), {})
+
+
+OF_HEADS = {"window": {"window_size": 3, "shift": True}, "fsla": {"cluster_depth": 2, "overlap": 2}, "slide": {"kernel_size": 3},
+            "sra": {"reduction": 2}, "global": {}, "cross_window": {"split_size": 2}}
+
+
+def with_heads(*blocks: dict[str, int]) -> Dense:
+    """One stage of 16 channels, a block for each mapping from mixers to their heads; every parameter has a value."""
+    made = tuple(Block(mixers=tuple(MixerSpec.of(n, num_heads=h, **OF_HEADS[n]) for n, h in heads.items()), mlp_dim=24) for heads in blocks)
+    model = build(Arch(image_size=(16, 16), in_channels=3, num_classes=5, stem=Stem(kind="conv", stride=2),
+                       stages=(Stage(embed_dim=16, blocks=made),)), seed=0)
+    return prepare(wake(model))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "magnitude"])
+@pytest.mark.parametrize("mixers", [("window", "fsla"), ("slide",), ("sra",), ("global",), ("cross_window", "fsla"), ("window", "slide")])
+def test_heads_of_an_arch_that_do_nothing_go_without_a_trace_and_alone(mixers: tuple[str, ...], criterion: str) -> None:
+    dense = with_heads(dict.fromkeys(mixers, 4))
+    silent = torch.tensor([1, 3])  # of either half, as stripes both ways need it
+    with torch.no_grad():
+        for name, value in dense.module.named_parameters():
+            if name.endswith("proj.weight") and "mixers" in name:
+                value.view(16, 4, 4)[:, silent] = 0
+            elif name.endswith((".q.weight", "kv.weight")):
+                value *= 20  # attention that is far from even, so that its scale matters
+                value.view(-1, 4, 4, 16)[:, silent] *= 0.01
+    image = torch.randn(2, 3, 16, 16)
+    pruned = slice_weights(dense, dense.plan.with_blocks(heads=2), importance(dense, image, criterion=criterion).scores)
+    (block,) = form_of(pruned).stages[0].blocks
+    assert all(m.kwargs["num_heads"] == 2 and m.kwargs["head_dim"] == 4 for m in block.mixers)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(image), dense.module(image), atol=1e-5, rtol=1e-5)
+    pruned(image).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in pruned.parameters())
+
+
+def test_a_narrower_stage_of_an_arch_keeps_its_heads_and_says_no_head_dim_where_they_fill_it() -> None:
+    dense = with_heads({"window": 4})
+    narrow = replace(dense.plan, embed_dims=(8,))
+    for plan, said in ((narrow, {"num_heads": 4, "head_dim": 4}), (narrow.with_blocks(heads=2), {"num_heads": 2}),
+                       (dense.plan.with_blocks(heads=1), {"num_heads": 1, "head_dim": 4}), (dense.plan, {"num_heads": 4})):
+        (block,) = form_of(slice_weights(dense, plan, {})).stages[0].blocks
+        assert block.mixers[0].kwargs == {**OF_HEADS["window"], **said}
+
+
+def test_heads_that_two_mixers_of_a_block_cannot_both_lose_stay() -> None:
+    dense = with_heads({"global": 4}, {"window": 4, "fsla": 2}, {"cross_window": 4})
+    assert [b.cut_heads for b in dense.layout.blocks] == [True, False, True]
+    one, two, three = dense.plan.blocks
+    with pytest.raises(PlanError, match=r"block 1: heads 2 is not possible; accepted: 4$"):
+        slice_weights(dense, replace(dense.plan, blocks=(one, replace(two, heads=2), three)), {})
+    with pytest.raises(PlanError, match="block 2: heads 3 is not possible; accepted: 4, a smaller multiple of 2"):
+        slice_weights(dense, replace(dense.plan, blocks=(one, two, replace(three, heads=3))), {})
+    both = form_of(slice_weights(dense, replace(dense.plan, embed_dims=(12,)), {})).stages[0].blocks[1].mixers
+    assert [(m.kwargs["num_heads"], m.kwargs["head_dim"]) for m in both] == [(4, 4), (2, 8)]
 
 
 def test_a_stage_of_an_arch_keeps_a_block() -> None:

@@ -8,15 +8,13 @@ from dataclasses import replace
 import pytest
 from optuna.trial import FixedTrial
 
+from nasvit.cost import count
 from nasvit.errors import ArchError, ConfigError
-from nasvit.pruning.dense import check, prepare
+from nasvit.pruning.dense import build, check, input_shape, prepare
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.space import BEYOND, GRANULES, NAMED, PARTS, SOLVED, STRENGTHS, PruneSpace, parse_choices
 from nasvit.pruning.speed import Speed, terms
-from nasvit.torchvision_ops import ensure
-
-ensure()
-import timm  # noqa: E402
+from tests.pruning_models import make, timm
 
 CHOICES = ("tokens", "heads", "mlp", "depth", "embed")
 
@@ -107,6 +105,21 @@ def test_tokens_are_dropped_behind_attentions_that_are_left(dense) -> None:
         assert all(plan.blocks[i].keep_ratio == plan.blocks[i - 1].keep_ratio for i in without)
         seen += bool(without) and plan.operator != "none"
     assert seen > 10
+
+
+@pytest.mark.parametrize("case", ["boat_swin", "cswin", "slide_pvtv2", "hybrid_tiny"])
+def test_networks_of_an_arch_are_pruned_by_heads_alone(case) -> None:
+    dense = prepare(make(case), check=False)
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), orders=dict.fromkeys(PARTS, ()))
+    assert set(space.parameters()) == {f"heads.{k}" for k in range(3)}  # no head_dim, which none of its blocks can lose
+    shape, macs = (1, *input_shape(dense.plan)), []
+    for strength in (0, 60, STRENGTHS):
+        plan = space.plan(dict.fromkeys(space.parameters(), 1.0), strength)
+        check(plan)
+        counted = count(build(plan), input_shape=shape).macs
+        macs.append((counted, *terms(plan, dense.layout)[1:3]))
+    assert all(a > b > c for a, b, c in zip(*macs, strict=True))
+    assert plan.with_blocks(heads=1) == dense.plan.with_blocks(heads=1)
 
 
 def test_int8_has_wider_granules(dense) -> None:
