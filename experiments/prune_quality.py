@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=PAIRS, default=PAIRS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=40)
-    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--sampler", default="surrogate")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after this time; run again to go on")
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--table", action="store_true")

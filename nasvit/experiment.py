@@ -291,7 +291,6 @@ class PruneExperiment(Experiment):
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"dense_epochs": ("dense_steps", "rungs"), "recover_epochs": ("rungs",)}
 
     space: str = "prune"
-    sampler: str = "tpe"  # the surrogate was compared on search spaces, not on what is left of a trained model
     model: str
     arch: str | None = None
     checkpoint: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -47,7 +48,7 @@ class ForeignRuntime(FileRuntime):
     def write(self, module: nn.Module, example: Tensor, path: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="nasvit-convert-") as folder:
             program = Path(folder) / "program.pt2"
-            torch.export.save(torch.export.export(module, (example,)), program)
+            torch.export.save(torch.export.export(_plain(module), (example,)), program)
             in_environment(self.interpreter, str(Path(converters.__file__)), self.name, str(program), str(path),
                            what=f"{self.name} cannot take {type(module).__name__} for an input of shape {tuple(example.shape)}")
 
@@ -73,6 +74,14 @@ class ForeignRuntime(FileRuntime):
             return None
         return (f"{self.interpreter} has not all of {', '.join(self.packages)}; make an environment with `{self.install}` and name its "
                 f"interpreter by ?python=PATH or {self.variable}")
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy with every tensor laid out as its shape says: ExecuTorch 1.5 refuses convolutions whose weights are channels-last."""
+    copied = copy.deepcopy(module)
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data = tensor.data.contiguous()
+    return copied
 
 
 @lru_cache

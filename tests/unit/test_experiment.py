@@ -82,9 +82,9 @@ def test_a_missing_space_says_what_to_give() -> None:
         Experiment.load()
 
 
-def test_a_search_is_led_by_our_own_sampler_and_a_pruning_by_tpe() -> None:
+def test_searches_and_prunings_are_led_by_our_own_sampler() -> None:
     assert Experiment(space="a").sampler == "surrogate"
-    assert PruneExperiment(model="timm:deit_tiny_patch16_224").sampler == "tpe"
+    assert PruneExperiment(model="timm:deit_tiny_patch16_224").sampler == "surrogate"
 
 
 def test_the_file_of_another_command_is_sent_there(tmp_path: Path) -> None:
