@@ -51,7 +51,7 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.devices.form import inference_form
-from nasvit.errors import NasvitError
+from nasvit.errors import MeasurementError, NasvitError
 from nasvit.named import make_named
 from nasvit.runtimes import FileRuntime, Runtime, make_runtime
 from nasvit.runtimes import sessions as sessions_module
@@ -129,7 +129,8 @@ def _timed(form: nn.Module, image: Tensor, *, runtime: Runtime, folder: Path,
             reply = json.loads(child.stdout.readline())
             return reply["cpu_ms"], reply["wall_ms"]
 
-        child.stdout.readline()
+        if not child.stdout.readline():
+            raise MeasurementError(f"{runtime.name} took the network, and its process ended with {child.wait()} when it was run")
         cell = _interleaved(eager, other, seconds=seconds)
         child.stdin.close()
     return {**cell, "file_mb": size / 1e6}, lambda images: runtime.run_file(path, [one.numpy() for one in images], threads=1)
