@@ -23,27 +23,19 @@ from nasvit.data import load_test
 from nasvit.data.augment import Normaliser
 from nasvit.models.deploy import deploy
 from nasvit.pruning import load
-from nasvit.runtimes import Runtime, make_runtime
-from nasvit.runtimes.parity import outputs_of
+from nasvit.runtimes import make_runtime
+from nasvit.runtimes.accuracy import both_classes
 
 RUNTIMES = ("onnxruntime", "openvino")
 
 
-def classes(form: nn.Module, runtime: Runtime | None, images: list[Tensor]) -> Tensor:
-    """The class of each image, by eager where no runtime is given."""
-    if runtime is None:
-        with torch.inference_mode():
-            return torch.cat([form(image) for image in images]).argmax(dim=1)
-    return torch.tensor([int(found[0].argmax()) for found in outputs_of(form, runtime=runtime, images=images, threads=1)])
-
-
-def row(pair: str, name: str, *, form: nn.Module, images: list[Tensor], labels: Tensor) -> str:
+def row(pair: str, name: str, *, form: nn.Module, images: Tensor, labels: Tensor) -> str:
     """A row of the table."""
     runtime = make_runtime(name, precision="int8")
     missing = runtime.missing()
     if missing is not None:
         return f"| {pair} | {name} | {missing} |"
-    ours, theirs = classes(form, None, images), classes(form, runtime, images)
+    ours, theirs = both_classes(form, runtime=runtime, images=images)
     right, also = ours == labels, theirs == labels
     gained, lost = int((also & ~right).sum()), int((right & ~also).sum())
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
@@ -61,19 +53,17 @@ def main() -> None:
     print("| network | runtime | images | float32 | int8 | same class | right in int8 alone, in float32 alone | p |")
     print("|---|---|---|---|---|---|---|---|")
     for pair in given.only:
-        data = load_test_of(given.dense, pair)
-        module = load(given.dense / pair / "arch.json", given.dense / pair / "model.safetensors")
-        chosen = slice(0, given.images)
-        images = list(data[0][chosen].split(1))
+        images, labels = test_of(given.dense, pair, count=given.images)
+        form = deploy(load(given.dense / pair / "arch.json", given.dense / pair / "model.safetensors"))
         for name in RUNTIMES:
-            print(row(pair, name, form=deploy(module), images=images, labels=data[1][chosen]), flush=True)
+            print(row(pair, name, form=form, images=images, labels=labels), flush=True)
 
 
-def load_test_of(folder: Path, pair: str) -> tuple[Tensor, Tensor]:
-    """Normalised test images (N, C, H, W) of a pair's data set, and their labels."""
+def test_of(folder: Path, pair: str, *, count: int) -> tuple[Tensor, Tensor]:
+    """The first normalised test images (N, C, H, W) of a pair's data set, and their labels."""
     place = str(folder / "data" / pair.split("-")[1])
     data, test = load_data(place, seed=0), load_test(place, seed=0)
-    return Normaliser.of(data.mean, data.std, device=torch.device("cpu"))(test.images), test.labels
+    return Normaliser.of(data.mean, data.std, device=torch.device("cpu"))(test.images[:count]), test.labels[:count]
 
 
 if __name__ == "__main__":

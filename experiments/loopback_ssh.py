@@ -27,14 +27,20 @@ class Server:
     known_hosts: Path
 
 
+def missing() -> str | None:
+    """Why there can be no server here, None where there can."""
+    return "needs ssh and sshd (Debian: openssh-server)" if SSHD is None or shutil.which("ssh") is None else None
+
+
 @contextmanager
 def ssh_server(folder: Path, *, python: str = sys.executable) -> Iterator[Server]:
     """Keys, settings and a home of its own in the folder; a key logs in without a password, and the target runs `python`.
 
     Raises RuntimeError where there is no sshd, and with its words where it does not start.
     """
-    if SSHD is None or shutil.which("ssh") is None:
-        raise RuntimeError("needs ssh and sshd (Debian: openssh-server)")
+    if (why := missing()) is not None:
+        raise RuntimeError(why)
+    assert SSHD is not None
     home = folder / "home"
     home.mkdir(parents=True, exist_ok=True)
     for name in ("host", "user"):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasvit.models.mixers.base import scaled_attention
 from nasvit.models.mixers.global_ import class_attention
 from nasvit.pruning.plan import BlockPlan
 
@@ -45,10 +46,7 @@ def rotate(x: Tensor, sin: Tensor, cos: Tensor, *, half: bool) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, scale: float, fused: bool) -> Tensor:
     """softmax(q k^T * scale + bias) v over (B, h, T, d), by torch's fused kernel or written out."""
     if fused:
-        usual = q.shape[-1] ** -0.5
-        if scale != usual and torch.compiler.is_exporting():  # beside a scale, OpenVINO's fusion of masks and reshapes goes wrong
-            q, scale = q * (scale / usual), usual
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=None if scale == usual else scale)
+        return scaled_attention(q, k, v, bias=bias, scale=scale)
     logits = (q * scale) @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias).softmax(dim=-1) @ v
 

@@ -36,14 +36,20 @@ def quantised_accuracy(module: nn.Module, *, runtime: Runtime, images: Tensor, l
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ConfigError(f"accuracy needs images with a label each, not {len(images)} images and {len(labels)} labels")
-    singles = list(images.split(1))
-    with torch.inference_mode():
-        ours = torch.cat([module(image) for image in singles]).argmax(dim=1).cpu()
-    found = ready(singles) if ready is not None else outputs_of(module, runtime=runtime, images=singles, threads=threads)
-    theirs = torch.tensor([int(outputs[0].argmax()) for outputs in found])
+    ours, theirs = both_classes(module, runtime=runtime, images=images, threads=threads, ready=ready)
     truth = labels.cpu()
 
     def share(hits: Tensor) -> float:
         return float(hits.double().mean())
 
-    return RuntimeAccuracy(eager=share(ours == truth), runtime=share(theirs == truth), same=share(ours == theirs), images=len(singles))
+    return RuntimeAccuracy(eager=share(ours == truth), runtime=share(theirs == truth), same=share(ours == theirs), images=len(images))
+
+
+def both_classes(module: nn.Module, *, runtime: Runtime, images: Tensor, threads: int = 1,
+                 ready: Callable[[Sequence[Tensor]], list[list[Array]]] | None = None) -> tuple[Tensor, Tensor]:
+    """(N,) classes of the images by eager and by the runtime, one image at a time; arguments as of `quantised_accuracy`."""
+    singles = list(images.split(1))
+    with torch.inference_mode():
+        ours = torch.cat([module(image) for image in singles]).argmax(dim=1).cpu()
+    found = ready(singles) if ready is not None else outputs_of(module, runtime=runtime, images=singles, threads=threads)
+    return ours, torch.tensor([int(outputs[0].argmax()) for outputs in found])

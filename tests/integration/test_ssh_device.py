@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from experiments.loopback_ssh import Server, ssh_server
+from experiments.loopback_ssh import Server, missing, ssh_server
 from nasvit.devices import Device, open_device
 from nasvit.devices.transport import DeviceFault
 from nasvit.errors import DeviceLostError, MeasurementError
@@ -23,6 +22,8 @@ pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 
 SHAPE = (1, 3, 8, 8)
+
+
 @pytest.fixture(autouse=True)
 def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NASVIT_LOCK", str(tmp_path / "lock"))
@@ -31,11 +32,9 @@ def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with ExitStack() as stack:
-        try:
-            made = stack.enter_context(ssh_server(tmp_path))
-        except RuntimeError as error:
-            pytest.skip(str(error))
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with ssh_server(tmp_path) as made:
         yield made
 
 

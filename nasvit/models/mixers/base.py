@@ -103,7 +103,10 @@ def to_channels_last(x: Tensor) -> Tensor:
 
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v over (.., h, n, d), by torch's fused kernel; scale defaults to d ** -0.5."""
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    usual = q.shape[-1] ** -0.5
+    if scale is not None and scale != usual and torch.compiler.is_exporting():  # beside a scale OpenVINO's fusion with masks goes wrong
+        q, scale = q * (scale / usual), usual
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=None if scale == usual else scale)
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
