@@ -5,7 +5,8 @@
 
 Plans: everything cut alike, tokens alone by each operator, and tokens with heads and MLPs, each solved for the wanted share of the dense
 MACs. The ratio is that of the medians; dense and pruned run in the same form ("eager": as built; "deployed": nasvit.models.deploy on
-both; "onnx": ONNX Runtime on both).
+both), but in ONNX Runtime ("onnx") the dense file is the model as timm builds it, the pruned one what `nasvit prune` writes. Both shares of
+MACs are of the dense model's: the plan's, which it is solved for, and those that are left in the inference form.
 """
 
 from __future__ import annotations
@@ -88,10 +89,11 @@ def plans(dense: Dense, *, share: float, only: list[str] | None) -> dict[str, Pl
         "mlp, two thirds of heads": lambda k: with_mlp(uniform(source, keep=2 / 3, parts=("heads",)), keep=k)}
     if "merge" in dense.layout.operators:
         kinds["merge in every block"] = lambda k: uniform(source, keep=1.0, operator="merge", keep_ratio=k)
+        kinds["merge in 1 block"] = lambda k: in_steps(dense.plan, operator="merge", keep_ratio=k, cuts=(1,))
         kinds["merge in 3 blocks"] = lambda k: in_steps(dense.plan, operator="merge", keep_ratio=k, cuts=(1, 4, 7))
     if "topk_fuse" in dense.layout.operators:
         kinds["topk_fuse in 3 blocks"] = lambda k: in_steps(dense.plan, operator="topk_fuse", keep_ratio=k, cuts=(2, 5, 8))
-        kinds["topk_fuse in 1 block"] = lambda k: in_steps(dense.plan, operator="topk_fuse", keep_ratio=k, cuts=(2,))
+        kinds["topk_fuse in 1 block"] = lambda k: in_steps(dense.plan, operator="topk_fuse", keep_ratio=k, cuts=(1,))
         kinds["topk_fuse, mlp, heads"] = lambda k: in_steps(uniform(source, keep=min(1.0, k + 0.2), parts=("heads", "mlp")),
                                                             operator="topk_fuse", keep_ratio=k, cuts=(3, 6, 9))
         kinds["slow_fast"] = lambda k: uniform(source, keep=1.0, operator="slow_fast", keep_ratio=k)
@@ -147,22 +149,24 @@ def main() -> None:
     whole = count(dense.plan)
     print(f"{options.model}: {whole / 1e9:.3f} G MACs; {options.share:.0%} wanted; times faster than dense, {options.pairs} pairs")
     forms = ("eager", "deployed") + (("onnx",) if options.onnx else ())
-    print("| plan | MACs | " + " | ".join(f"{form} {batch}" for form in forms for batch in (1, 8)) + " |")
-    print("|---" * (2 + 2 * len(forms)) + "|")
+    print("| plan | MACs | inference form | " + " | ".join(f"{form} {batch}" for form in forms for batch in (1, 8)) + " |")
+    print("|---" * (3 + 2 * len(forms)) + "|")
     for name, plan in plans(dense, share=options.share, only=options.only).items():
         pruned, cells = slice_weights(dense, plan, {}), []
-        for form in forms:
+        form = deploy(pruned)
+        left = cost_of(form, input_shape=(1, *input_shape(plan))).macs
+        for kind in forms:
             for batch in (1, 8):
                 image = torch.randn(batch, *input_shape(plan))
                 pairs = max(6, options.pairs // batch)
                 with tempfile.TemporaryDirectory() as folder:
-                    if form == "onnx":
-                        calls = [through_onnx(model, image, folder, "dense"), through_onnx(pruned, image, folder, "pruned")]
+                    if kind == "onnx":
+                        calls = [through_onnx(model, image, folder, "dense"), through_onnx(form, image, folder, "pruned")]
                     else:
-                        both = (model, pruned) if form == "eager" else (deploy(dense.module), deploy(pruned))
+                        both = (model, pruned) if kind == "eager" else (deploy(dense.module), form)
                         calls = [lambda m=m, image=image: m(image) for m in both]  # type: ignore[misc]
                     cells.append(f"{ratio(calls[0], calls[1], pairs=pairs):.2f}")
-        print(f"| {name} | {count(plan) / whole:.3f} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {name} | {count(plan) / whole:.3f} | {left / whole:.3f} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

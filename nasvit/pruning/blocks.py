@@ -68,7 +68,8 @@ def set_fused(module: nn.Module, fused: bool) -> None:
 class Attention(nn.Module):
     """Multi-head attention with what the families add: norms of q and k, rotary positions, a relative position bias, an inner norm.
 
-    Queries, keys and values stand one behind the other in `qkv`, head by head. fused: torch's kernel, else written out.
+    Queries, keys and values stand one behind the other in `qkv`, head by head. fused: torch's kernel, else written out. read: where only
+    the first tokens are read behind a block, how many; the others' outputs are not computed then (None: all are).
     """
 
     sin: Tensor
@@ -82,6 +83,8 @@ class Attention(nn.Module):
         self.scale = options["head_dim"] ** -0.5
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=options["qkv_bias"])
+        self.q: nn.Linear | None = None
+        self.kv: nn.Linear | None = None
         self.q_norm, self.k_norm = make_norm(options["qk_norm"], head_dim), make_norm(options["qk_norm"], head_dim)
         self.normed = options["qk_norm"] is not None
         self.norm = make_norm(options["attn_norm"], inner)
@@ -101,16 +104,29 @@ class Attention(nn.Module):
             self.register_buffer("bias_index", class_relative_index(grid), persistent=False)
         self.register_buffer("bias", None, persistent=False)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C) -> queries, keys, values, (B, h, T, d) each."""
-        split = self.qkv(x).view(x.shape[0], x.shape[1], 3, self.heads, self.head_dim)
-        q, k, v = split.permute(2, 0, 3, 1, 4).unbind()
+    def project(self, x: Tensor, read: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C) -> queries (B, h, T or `read`, d), keys and values (B, h, T, d)."""
+        def by_head(out: Tensor) -> tuple[Tensor, ...]:
+            return out.unflatten(-1, (-1, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+
+        if self.q is None or self.kv is None:
+            q, k, v = by_head(self.qkv(x))
+            q = q[:, :, :read]
+        else:
+            (q,), (k, v) = by_head(self.q(x[:, :read])), by_head(self.kv(x))
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             half = self.rope == "half"
-            q, k = rotate(q, self.sin, self.cos, half=half), rotate(k, self.sin, self.cos, half=half)
+            q = rotate(q, self.sin[:, :read], self.cos[:, :read], half=half)
+            k = rotate(k, self.sin, self.cos, half=half)
         return q, k, v
+
+    def divide_(self) -> None:
+        """Queries get a linear layer of their own, so that fewer of them cost less."""
+        inner = self.proj.in_features
+        self.q, self.kv = _outputs(self.qkv, slice(inner)), _outputs(self.qkv, slice(inner, None))
+        del self.qkv
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """(B, h, T, d) three times -> (B, h, T, d). Talking heads (CaiT, arXiv 2103.17239) mix logits and attention across heads, and no
@@ -125,10 +141,10 @@ class Attention(nn.Module):
         """(B, h, T, d) -> (B, T, C)"""
         return self.proj(self.norm(out.transpose(1, 2).flatten(2)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, P + N, C) -> (B, P + N, C)"""
-        q, k, v = self.project(x)
-        return self.output(self.attend(q, k, v, self.position_bias() if self.relative else None))
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """(B, P + N, C) -> (B, P + N or `read`, C)"""
+        q, k, v = self.project(x, read)
+        return self.output(self.attend(q, k, v, self.position_bias()[:, :, :read] if self.relative else None))
 
     def forward_scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, P + T, C) -> the same shape, and the class token's attention to the T tokens (B, T), mean of the heads."""
@@ -136,9 +152,9 @@ class Attention(nn.Module):
         out = self.output(self.attend(q, k, v, None))
         return out, class_attention(q, k, scale=self.scale)[:, self.prefix - 1 :]
 
-    def forward_sized(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, P + T, C) -> the same shape, and the keys of the T tokens, mean of the heads (B, T, d). bias: log of the sizes."""
-        q, k, v = self.project(x)
+    def forward_sized(self, x: Tensor, bias: Tensor | None, read: int | None = None) -> tuple[Tensor, Tensor]:
+        """(B, P + T, C) -> (B, P + T or `read`, C), and the keys of the T tokens, mean of the heads (B, T, d). bias: log of the sizes."""
+        q, k, v = self.project(x, read)
         return self.output(self.attend(q, k, v, bias)), k[:, :, self.prefix :].mean(dim=1)
 
     def confidence(self, x: Tensor) -> Tensor:
@@ -212,11 +228,12 @@ class Block(nn.Module):
             self.mlp = Mlp(dim, options=options, mlp_dim=left.mlp_dim)
             self.gamma2 = nn.Parameter(torch.ones(dim)) if scaled_mlp else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)"""
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or of the first tokens alone (B, read, C)"""
+        kept = x[:, :read]
         if self.attn is not None:
-            x = x + self.finish_attention(self.attn(self.start_attention(x)))
-        return self.mix_channels(x)
+            kept = kept + self.finish_attention(self.attn(self.start_attention(x), read))
+        return self.mix_channels(kept)
 
     def start_attention(self, x: Tensor) -> Tensor:
         """What the attention reads."""
@@ -245,6 +262,15 @@ class Block(nn.Module):
             if self.mlp is not None and self.gamma2 is not None:
                 _scale(self.mlp.fc2, self.gamma2)
                 self.gamma2 = None
+
+
+def _outputs(linear: nn.Linear, which: slice) -> nn.Linear:
+    """The layer with these of its outputs."""
+    made = nn.Linear(linear.in_features, len(linear.weight[which]), bias=linear.bias is not None, device="meta")
+    made.weight = nn.Parameter(linear.weight[which].detach().clone())
+    if linear.bias is not None:
+        made.bias = nn.Parameter(linear.bias[which].detach().clone())
+    return made
 
 
 def _scale(linear: nn.Linear, factors: Tensor) -> None:

@@ -51,15 +51,20 @@ def terms(plan: Plan, layout: Layout) -> NDArray[np.float64]:
     where it drops tokens."""
     projections = products = mlps = drops = 0.0
     before = 1.0
-    for block, form in zip(plan.blocks, layout.blocks, strict=True):
+    for i, (block, form) in enumerate(zip(plan.blocks, layout.blocks, strict=True)):
         width, tokens = plan.embed_dims[form.stage], layout.tokens / 4**form.stage
         now = block.keep_ratio
         inner = block.heads * block.head_dim * (3 + form.value_ratio) / 4
         # merge and fusion drop between attention and MLP, slow-fast before both
         inside = now if plan.operator == "slow_fast" else before
-        projections += inside * tokens * 4 * width * inner
-        products += (inside * tokens) ** 2 * 2 * inner
-        mlps += now * tokens * 2 * width * block.mlp_dim
+        if layout.read is not None and i == len(plan.blocks) - 1:  # keys and values of all tokens, the rest of a few
+            projections += (inside * tokens + layout.read) * 2 * width * inner
+            products += inside * tokens * layout.read * 2 * inner
+            mlps += layout.read * 2 * width * block.mlp_dim
+        else:
+            projections += inside * tokens * 4 * width * inner
+            products += (inside * tokens) ** 2 * 2 * inner
+            mlps += now * tokens * 2 * width * block.mlp_dim
         drops += now != before
         before = now
     return np.array([1.0, projections, products, mlps, float(plan.depth), *(drops * (plan.operator == name) for name in DROPPING)])

@@ -5,6 +5,7 @@ Legend: B images, P prefix tokens (class, distillation, registers), N tokens of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -51,6 +52,7 @@ class Transformer(nn.Module):
         self.fc_norm = make_norm(options["fc_norm"], dim)
         self.head = nn.Linear(dim, self.num_classes, bias=options["head_bias"]) if self.num_classes else nn.Identity()
         self.head_dist = nn.Linear(dim, self.num_classes) if options["distilled"] and self.num_classes else None
+        self.read: int | None = None
         self.keep = plan.kept(count)[: len(self.blocks)]
         self.segments = tuple(_runs(self.keep)) if plan.operator == "slow_fast" else ()
         self.last_selection = max((start for start, _, keep in self.segments if keep < count), default=0)
@@ -71,19 +73,20 @@ class Transformer(nn.Module):
 
     def forward_features(self, x: Tensor, trace: list[Tensor] | None = None) -> Tensor:
         """(B, in, H, W) -> (B, P + T, C), normed where the norm stands before the pool."""
-        return self._run(x, trace)[0]
+        return self._run(x, trace, None)[0]
 
-    def _run(self, x: Tensor, trace: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    def _run(self, x: Tensor, trace: list[Tensor] | None, read: int | None) -> tuple[Tensor, Tensor | None]:
+        """read: how many of the first tokens are read behind the blocks; None: all."""
         x, size = self.embed(x), None
         if self.operator == "merge":
-            x, size = self._merge(x, trace)
+            x, size = self._merge(x, trace, read)
         elif self.operator == "topk_fuse":
-            x = self._fuse(x, trace)
+            x = self._fuse(x, trace, read)
         elif self.operator == "slow_fast":
-            x = self._slow_fast(x, trace)
+            x = self._slow_fast(x, trace, read)
         else:
-            for block in self.blocks:
-                x = block(x)
+            for i, block in enumerate(self.blocks):
+                x = block(x, self._at(i, read))
                 _note(trace, _all_places(x, self.keep[0]))
         if self.class_token is not None:
             bias = None if size is None else F.pad(size.log().squeeze(2), (1, 0))[:, None, None]
@@ -93,8 +96,12 @@ class Transformer(nn.Module):
             x = torch.cat([first, x], dim=1)
         return self.norm(x), size
 
+    def _at(self, i: int, read: int | None) -> int | None:
+        """How many tokens block i has to give where only `read` are read behind the last."""
+        return read if i == len(self.blocks) - 1 else None
+
     def forward(self, x: Tensor) -> Any:
-        x, size = self._run(x, None)
+        x, size = self._run(x, None, self.read)
         if self.head_dist is not None:
             return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
         return self.head(self.fc_norm(self._pooled(x, size)))
@@ -112,30 +119,32 @@ class Transformer(nn.Module):
         mean = x.mean(dim=1) if size is None else (x * size).sum(dim=1) / size.sum(dim=1)
         return mean if self.pool == "avg" else 0.5 * (x.amax(dim=1) + mean)
 
-    def _merge(self, x: Tensor, trace: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    def _merge(self, x: Tensor, trace: list[Tensor] | None, read: int | None) -> tuple[Tensor, Tensor | None]:
         size, bias, before = None, None, self.grid[0] * self.grid[1]
         places = _all_places(x, before)
-        for block, keep in zip(self._blocks(), self.keep, strict=True):
+        for i, (block, keep) in enumerate(zip(self._blocks(), self.keep, strict=True)):
+            few = self._at(i, read)
             if block.attn is not None:
-                out, metric = block.attn.forward_sized(block.start_attention(x), bias)
-                x = x + block.finish_attention(out)
-                if keep < before:
+                out, metric = block.attn.forward_sized(block.start_attention(x), bias, few)
+                x = x[:, :few] + block.finish_attention(out)
+                if keep < before and few is None:
                     rest, size, moved = operators.merge(x[:, self.prefix_count :], size, metric, keep=keep, traced=trace is not None)
                     x = torch.cat([x[:, : self.prefix_count], rest], dim=1) if self.prefix_count else rest
                     bias = F.pad(size.log().squeeze(2), (self.prefix_count, 0))[:, None, None]  # proportional attention
                     before = keep
                     if moved is not None:
                         places = moved.gather(1, places)
-            x = block.mix_channels(x)
+            x = block.mix_channels(x[:, :few])
             _note(trace, places)
         return x, size
 
-    def _fuse(self, x: Tensor, trace: list[Tensor] | None) -> Tensor:
+    def _fuse(self, x: Tensor, trace: list[Tensor] | None, read: int | None) -> Tensor:
         before, prefix = self.grid[0] * self.grid[1], self.prefix_count
         places = _all_places(x, before)
-        for block, keep in zip(self._blocks(), self.keep, strict=True):
-            if keep == before or block.attn is None:
-                x = block(x)
+        for i, (block, keep) in enumerate(zip(self._blocks(), self.keep, strict=True)):
+            few = self._at(i, read)
+            if keep == before or block.attn is None or few is not None:
+                x = block(x, few)
             else:
                 out, score = block.attn.forward_scored(block.start_attention(x))
                 x = x + block.finish_attention(out)
@@ -148,13 +157,13 @@ class Transformer(nn.Module):
             _note(trace, places)
         return x
 
-    def _slow_fast(self, x: Tensor, trace: list[Tensor] | None) -> Tensor:
+    def _slow_fast(self, x: Tensor, trace: list[Tensor] | None, read: int | None) -> Tensor:
         count, prefix, score = self.grid[0] * self.grid[1], self.prefix_count, None
         places = _all_places(x, count)
         for start, stop, keep in self.segments:
             if keep == count:
                 for i in range(start, stop):
-                    x, score = self._scored(i, x, score)
+                    x, score = self._scored(i, x, score, read)
                     _note(trace, places)
                 continue
             assert score is not None  # `check` refuses plans whose first block is slow
@@ -163,26 +172,42 @@ class Transformer(nn.Module):
             before = torch.cat([x[:, :prefix], tokens.slow_path(flat, selection)], dim=1)
             after = before
             for i in range(start, stop):
-                after, row = self._scored(i, after, None)
+                after, row = self._scored(i, after, None, read)
                 if row is not None:
                     score = tokens.update_score(score, row[:, :keep], tradeoff=0.5, selection=selection)
                 _note(trace, torch.where(selection.restore < keep, places, -1) if trace is not None else places)
+            if self._at(stop - 1, read) is not None:
+                return after
             x = torch.cat([after[:, :prefix], tokens.restore(flat, (after - before)[:, prefix:], selection)], dim=1)
         return x
 
-    def _scored(self, i: int, x: Tensor, score: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _scored(self, i: int, x: Tensor, score: Tensor | None, read: int | None) -> tuple[Tensor, Tensor | None]:
         """One block, and the running score where a later segment needs it (Evo-ViT's: half the old, half this block's)."""
         block = cast(Block, self.blocks[i])
         if block.attn is None or i >= self.last_selection:  # nothing is selected behind it
-            return block(x), score
+            return block(x, self._at(i, read)), score
         out, row = block.attn.forward_scored(block.start_attention(x))
         x = block.mix_channels(x + block.finish_attention(out))
         return x, row if score is None else tokens.update_score(score, row, tradeoff=0.5)
+
+    def deploy_(self) -> None:
+        """Of the last block only what the head reads is computed: where that is the class token, its output alone."""
+        self.read = tokens_read(self.plan.source.options)
+        last = cast(Block, self.blocks[-1])
+        if self.read is not None and last.attn is not None:
+            last.attn.divide_()
 
     def no_weight_decay(self) -> set[str]:
         """Names excluded from weight decay beside the one-dimensional ones (timm's hook)."""
         tables = ("prefix", "class_token", "pos_embed", "bias_table")
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in tables}
+
+
+def tokens_read(options: Mapping[str, Any]) -> int | None:
+    """How many of the first tokens the head reads behind the last block; None: all, or those that further blocks read."""
+    if options["pool"] != "token" or any(block["class_only"] for block in options["blocks"]):
+        return None
+    return 2 if options["distilled"] else 1
 
 
 def _runs(keep: tuple[int, ...]) -> list[tuple[int, int, int]]:

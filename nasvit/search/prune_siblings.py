@@ -11,6 +11,7 @@ from nasvit.data import DataSet
 from nasvit.devices import Device
 from nasvit.experiment import PruneExperiment
 from nasvit.named import is_named, make_named
+from nasvit.pruning import UnsupportedModelError, prepare
 from nasvit.pruning.opening import as_trained, open_model
 from nasvit.pruning.siblings import Measured, measured, smaller_names, verdict
 from nasvit.training import evaluate
@@ -64,5 +65,13 @@ def _open(name: str, experiment: PruneExperiment, data: DataSet) -> tuple[nn.Mod
 def _measured(name: str, experiment: PruneExperiment, *, data: DataSet, device: Device) -> Measured:
     module, seen = _open(name, experiment, data)
     accuracy = None if seen is None else evaluate(module, seen.val, data=seen, device=device.torch_device)[0]
-    stats = device.measure(module, input_shape=(1, data.in_channels, *data.image_size))
+    stats = device.measure(_best(module), input_shape=(1, data.in_channels, *data.image_size))
     return measured(name, stats.to_dict(), accuracy=accuracy)
+
+
+def _best(module: nn.Module) -> nn.Module:
+    """What the pruned model would be without anything taken away: no sibling loses to the inference form of owned networks alone."""
+    try:
+        return prepare(module).module
+    except UnsupportedModelError:
+        return module

@@ -136,10 +136,31 @@ def test_dropped_attention_mlp_and_blocks_pass_the_residual_stream_by(case: str)
 @pytest.mark.parametrize("case", sorted(TIMM))
 def test_the_inference_form_computes_the_same(case: str) -> None:
     dense = dense_of(case)
-    pruned = slice_weights(dense, halved(dense, dense.layout.operators[-1]), {})
     images = images_of(dense)
-    with torch.no_grad():
-        assert_close(pruned(images), deploy(pruned)(images), 2e-5)
+    for operator in dense.layout.operators:
+        pruned = slice_weights(dense, halved(dense, operator), {})
+        with torch.no_grad():
+            assert_close(pruned(images), deploy(pruned)(images), 2e-5)
+
+
+@pytest.mark.parametrize("case", ["vit", "deit_distilled", "dinov2_registers", "clip"])
+@pytest.mark.parametrize("last", [{}, {"heads": 0, "head_dim": 0}, {"mlp_dim": 0}, {"keep_ratio": 0.3}])
+def test_the_inference_form_computes_of_the_last_block_what_the_head_reads(case: str, last: dict[str, float]) -> None:
+    dense = dense_of(case)
+    for operator in dense.layout.operators:
+        plan = halved(dense, operator) if operator != "none" else dense.plan
+        if operator == "none" and "keep_ratio" in last:
+            continue
+        pruned = slice_weights(dense, replace(plan, blocks=(*plan.blocks[:-1], replace(plan.blocks[-1], **last))), {})  # type: ignore[arg-type]
+        form, images = deploy(pruned), images_of(dense)
+        tokens: list[int] = []
+        for name, part in form.blocks[-1].named_modules():  # type: ignore[union-attr, index]
+            if name in ("attn.q", "mlp.fc1"):
+                part.register_forward_hook(lambda _, given, out, seen=tokens: seen.append(out.shape[1]))
+        with torch.no_grad():
+            assert_close(pruned(images), form(images), 2e-5)
+            assert tokens == [2 if case == "deit_distilled" else 1] * (("heads" not in last) + ("mlp_dim" not in last))
+            assert_close(pruned.forward_features(images), form.forward_features(images), 2e-5)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("case", CASES)

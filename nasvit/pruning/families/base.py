@@ -59,6 +59,7 @@ class Layout:
     """A dense model as the search sees it. operators: the token operators that are possible, and `refused`, for the others, why not.
 
     embed_granule: 0 where the width cannot be cut, else what it must be a multiple of. tokens: of the grid (of a ViT; else of stage 0).
+    read: of how many tokens the last block gives its output in the inference form, None: of all.
     """
 
     blocks: tuple[BlockLayout, ...]
@@ -67,6 +68,7 @@ class Layout:
     operators: tuple[str, ...] = ("none",)
     refused: Mapping[str, str]
     embed_granule: int = 1
+    read: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import nn
 from nasvit.pruning.families.base import Axis, BlockLayout, Layout
 from nasvit.pruning.families.reading import Tensors, activation_form, has_bias, norm_form
 from nasvit.pruning.plan import OPERATORS, Plan, Source
-from nasvit.pruning.transformer import Transformer
+from nasvit.pruning.transformer import Transformer, tokens_read
 
 EMBED: Axis = ("embed.0",)
 BLOCK_DEFAULTS: dict[str, Any] = {"post_norm": False, "qkv_bias": True, "proj_bias": True, "qk_norm": None, "attn_norm": None, "mlp": "mlp",
@@ -39,7 +39,7 @@ def layout(source: Source) -> Layout:
     height, width = options["image_size"]
     tokens = (height // options["patch"][0]) * (width // options["patch"][1])
     return Layout(blocks=blocks, embed_dims=(options["embed_dim"],), tokens=tokens,
-                  operators=tuple(name for name in OPERATORS if name not in refused), refused=refused)
+                  operators=tuple(name for name in OPERATORS if name not in refused), refused=refused, read=tokens_read(options))
 
 
 def axes(source: Source, name: str) -> tuple[Axis, ...]:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from torch import nn
 
 from nasvit.pruning.siblings import Measured, smaller_names, verdict
+from nasvit.search.prune_siblings import compared
 
 MODELS = {"deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "levit_128s", "levit_192", "pvt_v2_b0", "pvt_v2_b2"}
 
@@ -41,3 +46,19 @@ def test_twenty_planted_verdicts(siblings: list[Measured], dominated: bool | Non
     open_ = "unknown" if siblings else "no sibling was compared"
     said = ("yes" in found.text, found.text.endswith(": no"), open_ in found.text)
     assert said == (dominated is True, dominated is False, dominated is None)
+
+
+@pytest.mark.parametrize(("sibling", "owned"), [("deit_tiny_patch16_224", True), ("vit_relpos_small_patch16_224", False)])
+def test_a_sibling_is_measured_in_the_form_that_pruned_models_have_where_its_family_is_known(sibling: str, owned: bool) -> None:
+    seen: list[nn.Module] = []
+
+    def measure(module: nn.Module, **_: Any) -> Any:
+        seen.append(module)
+        return SimpleNamespace(to_dict=lambda: {"median_ms": 4.0, "ci_low_ms": 3.9, "ci_high_ms": 4.1})
+
+    data: Any = SimpleNamespace(image_size=(32, 32), in_channels=3, num_classes=4)
+    experiment: Any = SimpleNamespace(siblings={sibling: None})
+    device: Any = SimpleNamespace(measure=measure)
+    told = compared(at(5, 0.8), experiment, model="arch:none", data=data, device=device)
+    assert [row["latency_ms"] for row in told["siblings"]] == [4.0]
+    assert type(seen[0]).__module__.startswith("nasvit.pruning" if owned else "timm.")

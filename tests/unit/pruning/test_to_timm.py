@@ -35,3 +35,12 @@ def test_what_stands_in_the_way_is_said(values: dict[str, float], said: str) -> 
 def test_other_families_are_refused() -> None:
     with pytest.raises(PlanError, match="family swin"):
         to_timm(prepare(make("swin")).module)
+
+
+@pytest.mark.parametrize(("case", "name", "said"), [("vit", None, "timm has no model of this name"),
+                                                    ("vit", "timm:deit3_small_patch16_224", "does not take the weights"),
+                                                    ("deit_distilled", "timm:deit_tiny_patch16_224", "does not take the weights")])
+def test_a_name_that_is_not_the_models_is_said_not_raised_by_timm(case: str, name: str | None, said: str) -> None:
+    dense = prepare(make(case), name=name)
+    with pytest.raises(PlanError, match=said):
+        to_timm(slice_weights(dense, dense.plan.with_blocks(mlp_dim=40), {}))
