@@ -37,8 +37,7 @@ PARTS = {
         title="Models that can be pruned",
         goal="of 60 named timm models at ratios 0.3 and 0.5 at least 57 prune, run forward and backward, and export; the rest are refused "
              "by name; none is left broken",
-        commands=(("experiments/prune_models.py", "--shallow", "--out", "WORK/shallow.jsonl", "--resume", "--minutes", "MINUTES"),
-                  ("experiments/prune_models.py", "--out", "WORK/models.jsonl", "--resume", "--minutes", "MINUTES"),
+        commands=(("experiments/prune_models.py", "--out", "WORK/models.jsonl", "--resume", "--minutes", "MINUTES"),
                   ("experiments/prune_rival.py", "--shallow"))),
     "speed": Part(
         title="Speed at half of the multiply-adds",

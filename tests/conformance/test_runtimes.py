@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nasvit.arch import Arch
+from nasvit.arch import Arch, Block, MixerSpec
 from nasvit.devices.form import inference_form
 from nasvit.errors import ConfigError, MeasurementError
 from nasvit.models.build import build
@@ -56,6 +57,16 @@ def test_a_searched_network_agrees_with_eager(usable: Runtime, tiny_arch: Arch) 
     form = inference_form(build(tiny_arch, seed=0)).to(usable.devices[0])
     found = compare(form, runtime=usable, shape=(1, 1, 16, 16), inputs=3, seed=0)
     assert found.agrees and found.unstable == 0 and found.flipped is None
+
+
+def test_a_network_that_clusters_and_selects_tokens_agrees_with_eager(usable: Runtime, tiny_arch: Arch) -> None:
+    fsla = Block(mixers=(MixerSpec.of("fsla", num_heads=2, cluster_depth=2, overlap=4),), mlp_dim=16)
+    slow = Block(mixers=(MixerSpec.of("global", num_heads=2),), mlp_dim=32, keep_ratio=0.5)
+    first, second = tiny_arch.stages
+    arch = replace(tiny_arch, stages=(replace(first, blocks=(fsla,)), replace(second, blocks=(slow,))))
+    form = inference_form(build(arch, seed=0)).to(usable.devices[0])
+    found = compare(form, runtime=usable, shape=(1, 1, 16, 16), inputs=6, seed=0)
+    assert found.agrees and found.unstable < 1 and found.flipped is not None and found.flipped < 0.05
 
 
 def test_it_says_what_runs_it_with_a_version(usable: Runtime) -> None:

@@ -4,6 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from nasvit.runtimes import RUNTIMES, FileRuntime, converters, sessions
 
@@ -35,3 +37,33 @@ def test_an_unknown_runtime_is_refused_with_the_accepted_ones() -> None:
 def test_threads_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         sessions.open_session("onnxruntime", "model", threads=0, settings={})
+
+
+class Sorts(nn.Module):
+    """Everything that networks sort: scores either way, places, and rows of attention's result."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        down = x.argsort(dim=1, descending=True)
+        values, up = x.sort(dim=-1)
+        return down, down.argsort(dim=1), values, up
+
+
+def test_sorts_are_written_as_a_topk_of_everything_with_the_same_result() -> None:
+    x = torch.randn(3, 50)
+    program = converters.sorted_by_topk(torch.export.export(Sorts(), (x,)))
+    assert not [n for n in program.graph.nodes if "sort" in str(n.target)]
+    for found, expected in zip(program.module()(x), Sorts()(x), strict=True):
+        assert torch.equal(found, expected) and found.dtype == expected.dtype
+
+
+def test_an_attention_that_was_traced_in_one_piece_stays_so_for_executorch() -> None:
+    class Rows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x).reshape(-1, 8)
+
+    x = torch.randn(1, 2, 4, 8)
+    program = torch.export.export(Rows(), (x,))
+    contiguous = all(n.meta["val"].is_contiguous() for n in program.graph.nodes if "scaled_dot_product" in str(n.target))
+    converters._in_one_piece(program)
+    assert contiguous == any("clone" in str(n.target) for n in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), Rows()(x))
