@@ -291,9 +291,13 @@ def draw(runs: pd.DataFrame, problem: Any, *, path: Path) -> None:
     curve["low"], curve["high"] = curve["mean"] - curve["sem"], curve["mean"] + curve["sem"]
     low = float(curve[curve["trial"] >= 20]["low"].min()) if (curve["trial"] >= 20).any() else 0.0
     scale = alt.Scale(domain=[max(0.0, low - 0.02), max(1.0, float(curve["high"].max()))], clamp=True, nice=False)
-    base = alt.Chart(curve, title=problem.name).encode(x=alt.X("trial:Q", title="trials"), color=alt.Color("sampler:N", sort=None))
+    names = list(curve[curve["trial"] == curve["trial"].max()].sort_values("mean", ascending=False)["sampler"])  # as the lines end
+    legend = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)
+    base = alt.Chart(curve, title=problem.name).encode(x=alt.X("trial:Q", title="trials"),
+                                                       color=alt.Color("sampler:N", sort=names, legend=legend))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
-    line = base.mark_line().encode(y=alt.Y("mean:Q", scale=scale, title="hypervolume, share of the true front's"), strokeDash="sampler:N")
+    line = base.mark_line().encode(y=alt.Y("mean:Q", scale=scale, title="hypervolume, share of the true front's"),
+                                   strokeDash=alt.StrokeDash("sampler:N", sort=names, legend=None))
     (band + line).properties(width=640, height=380).save(str(path), ppi=144)
 
 
