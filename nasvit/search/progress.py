@@ -108,13 +108,14 @@ def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: 
              before: int, minutes: float | None = None, last: TrialRecord | None = None, stopped_because: str | None = None) -> Snapshot:
     """Compute a Snapshot; before: trials evaluated when this session began, which tell nothing about its speed; minutes: its limit."""
     done = counts(records)
-    complete = [r for r in latest(records).values() if r.status == "complete" and all(n in r.objectives for n in names)]
+    trained = [r for r in records if r.status == "complete" and all(n in r.objectives for n in names)]
+    complete = list(latest(trained).values())
     cost = next((name for name in names if name.partition("@")[0] == "latency_ms"), "latency_ms")  # another one where the first is gone
     plane = [(r.objectives[cost], r.objectives["accuracy"]) for r in complete if cost in r.objectives]
     front = pareto(records, names)
     volume = 0.0
-    if complete:
-        reference = reference_point(to_minimised([r.objectives for r in complete], names))
+    if trained:  # of every rung: what a promotion makes better must not move the point back
+        reference = reference_point(to_minimised([r.objectives for r in trained], names))
         volume = hypervolume(to_minimised([r.objectives for r in front], names), reference)
     fresh = done.evaluated - before
     ends = [60 * minutes - elapsed_s] if minutes is not None else []

@@ -58,3 +58,12 @@ def test_what_is_left_is_what_ends_first() -> None:
     assert left() == 60.0  # thirty in thirty seconds
     assert left(minutes=1) == 30.0
     assert left(minutes=0.1) == 0.0
+
+
+def test_a_promotion_never_makes_the_front_look_smaller() -> None:
+    def seen(*trials: tuple[int, int, float, float]) -> float:
+        records = [record(trial, rung=rung, accuracy=accuracy, latency=ms) for trial, rung, accuracy, ms in trials]
+        return snapshot(records, budget=9, rungs=2, names=("accuracy", "latency_ms"), running=0, elapsed_s=30.0, before=0).hypervolume
+
+    before = ((0, 1, 0.3, 1.0), (1, 1, 0.9, 2.0), (2, 1, 0.5, 3.0))
+    assert seen(*before, (0, 2, 0.6, 1.0)) > seen(*before) > 0
