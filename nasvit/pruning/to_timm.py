@@ -38,7 +38,8 @@ def to_timm(module: nn.Module) -> nn.Module:
         model = timm.create_model(name, **arguments)
         model.load_state_dict(_state(module, plan, model))
     except (RuntimeError, TypeError, ValueError) as error:  # a model made with options that its name does not say
-        raise PlanError(f"{plan.source.name}: timm's module does not take the weights: {str(error).splitlines()[0]}") from error
+        why, _, _ = str(error).partition("\n")
+        raise PlanError(f"{plan.source.name}: timm's module does not take the weights: {why}") from error
     first = next(module.parameters())
     model.to(first.device, first.dtype).eval()
     difference = same_eval(module, model, shape=(options["in_channels"], *options["image_size"]))

@@ -65,13 +65,13 @@ def _open(name: str, experiment: PruneExperiment, data: DataSet) -> tuple[nn.Mod
 def _measured(name: str, experiment: PruneExperiment, *, data: DataSet, device: Device) -> Measured:
     module, seen = _open(name, experiment, data)
     accuracy = None if seen is None else evaluate(module, seen.val, data=seen, device=device.torch_device)[0]
-    stats = device.measure(_best(module), input_shape=(1, data.in_channels, *data.image_size))
+    stats = device.measure(_best(module, image_size=data.image_size), input_shape=(1, data.in_channels, *data.image_size))
     return measured(name, stats.to_dict(), accuracy=accuracy)
 
 
-def _best(module: nn.Module) -> nn.Module:
+def _best(module: nn.Module, *, image_size: tuple[int, int]) -> nn.Module:
     """What the pruned model would be without anything taken away: no sibling loses to the inference form of owned networks alone."""
     try:
-        return prepare(module).module
+        return prepare(module, image_size=image_size).module
     except UnsupportedModelError:
         return module

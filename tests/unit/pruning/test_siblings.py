@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from nasvit.pruning.siblings import Measured, smaller_names, verdict
@@ -48,11 +49,13 @@ def test_twenty_planted_verdicts(siblings: list[Measured], dominated: bool | Non
     assert said == (dominated is True, dominated is False, dominated is None)
 
 
-@pytest.mark.parametrize(("sibling", "owned"), [("deit_tiny_patch16_224", True), ("vit_relpos_small_patch16_224", False)])
+@pytest.mark.parametrize(("sibling", "owned"), [("deit_tiny_patch16_224", True), ("pvt_v2_b0", True),
+                                                ("vit_relpos_small_patch16_224", False)])
 def test_a_sibling_is_measured_in_the_form_that_pruned_models_have_where_its_family_is_known(sibling: str, owned: bool) -> None:
     seen: list[nn.Module] = []
 
-    def measure(module: nn.Module, **_: Any) -> Any:
+    def measure(module: nn.Module, *, input_shape: tuple[int, ...]) -> Any:
+        module(torch.zeros(input_shape))
         seen.append(module)
         return SimpleNamespace(to_dict=lambda: {"median_ms": 4.0, "ci_low_ms": 3.9, "ci_high_ms": 4.1})
 

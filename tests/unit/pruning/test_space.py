@@ -10,6 +10,7 @@ from optuna.trial import FixedTrial
 
 from nasvit.cost import count
 from nasvit.errors import ArchError, ConfigError
+from nasvit.models.deploy import deploy
 from nasvit.pruning.dense import build, check, input_shape, prepare
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.space import BEYOND, GRANULES, NAMED, PARTS, SOLVED, STRENGTHS, PruneSpace, parse_choices
@@ -225,3 +226,14 @@ def test_a_target_that_nothing_reaches_is_given_up_after_a_few_plans(dense) -> N
         for tried in range(BEYOND + 1):  # noqa: B007
             space.sample(rng)
     assert tried == BEYOND
+
+
+@pytest.mark.parametrize("i", [0, -1])
+@pytest.mark.parametrize("gone", [{"mlp_dim": 0}, {"heads": 0, "head_dim": 0}])
+def test_the_terms_see_of_the_last_block_what_its_inference_form_computes(dense, i: int, gone: dict[str, int]) -> None:
+    blocks, shape = list(dense.plan.blocks), (1, *input_shape(dense.plan))
+    blocks[i] = replace(blocks[i], **gone)
+    plans = dense.plan, replace(dense.plan, blocks=tuple(blocks))
+    ours = [terms(plan, dense.layout)[1:4].sum() for plan in plans]
+    counted = [count(deploy(build(plan)), input_shape=shape).macs for plan in plans]
+    assert ours[0] - ours[1] == pytest.approx(counted[0] - counted[1], rel=0.15)

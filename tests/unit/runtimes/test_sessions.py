@@ -40,7 +40,7 @@ def test_threads_below_one_are_refused() -> None:
 
 
 class Sorts(nn.Module):
-    """Everything that networks sort: scores either way, places, and rows of attention's result."""
+    """Everything that networks sort: scores either way, and places."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         down = x.argsort(dim=1, descending=True)
