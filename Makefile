@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
+# A file's tests stay in one process: they share runs and trained networks.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help install search test test-slow lint types floors docs wheel canary
 
@@ -30,10 +32,10 @@ floors: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint types floors ## lint, types, floors and the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP) ## the tests marked slow
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 wheel: $(STAMP) ## a wheel in dist/, installed into an empty environment in an empty folder, and a search there (PYTHON=python3.13: in that one)
 	rm -rf build dist build-wheel-test

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,7 +109,7 @@ def _auto(problem: Problem, seed: int) -> Searcher:
 
     place = os.environ.get("OPTUNAHUB_REGISTRY")
     try:
-        module = (optunahub.load_local_module("samplers/auto_sampler", registry_root=place) if place
+        module = (optunahub.load_local_module("samplers/auto_sampler", registry_root=str(Path(place) / "package")) if place
                   else optunahub.load_module("samplers/auto_sampler"))
     except (GitError, OSError) as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -26,7 +26,7 @@ from nasvit.errors import MeasurementError
 
 MOST_REPLY = 8_000_000
 """Bytes of a reply's line: 5 repeats of 80 pairs with 20 reference calls beside each are 0.3 MB."""
-START_TIMEOUT_S, REPLY_TIMEOUT_S, LOCK_TIMEOUT_S = 60.0, 120.0, 900.0
+START_TIMEOUT_S, REPLY_TIMEOUT_S, LOCK_TIMEOUT_S, END_TIMEOUT_S = 60.0, 120.0, 900.0, 10.0
 SLOWEST_BYTES_PER_S = 50_000
 ANDROID_FOLDER = "/data/local/tmp"
 SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ForwardAgent=no",
@@ -96,7 +96,7 @@ class Link:
                 with suppress(OSError):
                     pipe.close()
         try:
-            self._process.wait(timeout=10)  # it tidies up behind itself
+            self._process.wait(timeout=END_TIMEOUT_S)  # it tidies up behind itself
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

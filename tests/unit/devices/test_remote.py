@@ -98,6 +98,7 @@ def test_a_runtime_that_crashes_on_a_network_is_named_and_the_next_network_is_me
 def test_a_device_that_hangs_is_in_quarantine_after_three_tries(place: ToyPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     place.connected()
     monkeypatch.setattr(transport, "REPLY_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(transport, "END_TIMEOUT_S", 1.0)
     for number in range(TRIES):
         with pytest.raises(DeviceLostError if number == TRIES - 1 else DeviceFault, match="no answer to 'open' in 1 s"):
             place.measure(Net("hang"), input_shape=SHAPE)
