@@ -93,7 +93,7 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     first_rung: ClassVar[int] = 1
-    paths: ClassVar[tuple[str, ...]] = ("space", "data")
+    paths: ClassVar[tuple[str, ...]] = ("space", "data", "profile")
     missing: ClassVar[str] = "give the path of a search space or the name of a shipped one"
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -269,6 +269,10 @@ class Experiment(BaseModel):
         if "model" in given:
             raise ConfigError(f"{path} is the experiment of a pruning (it has a model); give it to nasvit prune")
 
+    def absolute(self) -> Self:
+        """With every path that exists from here (`paths`) from the root, so that the run is resumed from any folder and workers find it."""
+        return self.model_copy(update={key: _rooted(getattr(self, key)) for key in self.paths})
+
     def to_yaml(self) -> str:
         """The resolved experiment; `Experiment.load` gives back an equal one."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
@@ -343,6 +347,13 @@ def _near(value: Any, folder: Path) -> Any:
     if isinstance(value, str) and not os.path.exists(value) and os.path.exists(folder / value):  # a name too long is absent
         return str(folder / value)
     return value
+
+
+def _rooted(value: Any) -> Any:
+    """A path, or each of several by name, from the root where it exists."""
+    if isinstance(value, Mapping):
+        return {name: _rooted(one) for name, one in value.items()}
+    return os.path.realpath(value) if isinstance(value, str) and value and os.path.exists(value) else value
 
 
 def _fault(error: Any, kind: type[Experiment], *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:

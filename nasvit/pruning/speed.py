@@ -50,14 +50,14 @@ def terms(plan: Plan, layout: Layout) -> NDArray[np.float64]:
     """(8,): 1, then in MACs projections, attention products and MLPs, then the blocks left and, for each operator of DROPPING, the places
     where it drops tokens."""
     projections = products = mlps = drops = 0.0
-    before = 1.0
+    before, last = 1.0, max((i for i, block in enumerate(plan.blocks) if block.heads), default=0)
     for i, (block, form) in enumerate(zip(plan.blocks, layout.blocks, strict=True)):
         width, tokens = plan.embed_dims[form.stage], layout.tokens / 4**form.stage
         now = block.keep_ratio
         inner = block.heads * block.head_dim * (3 + form.value_ratio) / 4
         # merge and fusion drop between attention and MLP, slow-fast before both
         inside = now if plan.operator == "slow_fast" else before
-        if layout.read is not None and i == len(plan.blocks) - 1:  # keys and values of all tokens, the rest of a few
+        if layout.read is not None and i >= last:  # keys and values of all tokens, the rest of a few
             projections += (inside * tokens + layout.read) * 2 * width * inner
             products += inside * tokens * layout.read * 2 * inner
             mlps += layout.read * 2 * width * block.mlp_dim

@@ -55,6 +55,7 @@ class Transformer(nn.Module):
         self.read: int | None = None
         self.keep = plan.kept(count)[: len(self.blocks)]
         self.segments = tuple(_runs(self.keep)) if plan.operator == "slow_fast" else ()
+        self.last_attention = max((i for i, block in enumerate(self._blocks()) if block.attn is not None), default=0)
         self.last_selection = max((start for start, _, keep in self.segments if keep < count), default=0)
 
     def _blocks(self) -> list[Block]:
@@ -97,8 +98,8 @@ class Transformer(nn.Module):
         return self.norm(x), size
 
     def _at(self, i: int, read: int | None) -> int | None:
-        """How many tokens block i has to give where only `read` are read behind the last."""
-        return read if i == len(self.blocks) - 1 else None
+        """How many tokens block i has to give where only `read` are read in the end: from the last attention on each goes its own way."""
+        return read if i >= self.last_attention else None
 
     def forward(self, x: Tensor) -> Any:
         x, size = self._run(x, None, self.read)
@@ -161,6 +162,10 @@ class Transformer(nn.Module):
         count, prefix, score = self.grid[0] * self.grid[1], self.prefix_count, None
         places = _all_places(x, count)
         for start, stop, keep in self.segments:
+            if self._at(start - 1, read) is not None:
+                for i in range(start, stop):
+                    x = self.blocks[i](x, read)
+                continue
             if keep == count:
                 for i in range(start, stop):
                     x, score = self._scored(i, x, score, read)
@@ -177,7 +182,8 @@ class Transformer(nn.Module):
                     score = tokens.update_score(score, row[:, :keep], tradeoff=0.5, selection=selection)
                 _note(trace, torch.where(selection.restore < keep, places, -1) if trace is not None else places)
             if self._at(stop - 1, read) is not None:
-                return after
+                x = after
+                continue
             x = torch.cat([after[:, :prefix], tokens.restore(flat, (after - before)[:, prefix:], selection)], dim=1)
         return x
 
@@ -191,9 +197,10 @@ class Transformer(nn.Module):
         return x, row if score is None else tokens.update_score(score, row, tradeoff=0.5)
 
     def deploy_(self) -> None:
-        """Of the last block only what the head reads is computed: where that is the class token, its output alone."""
+        """Of the last block with an attention, and behind it, only what the head reads is computed: where that is the class token, its
+        output alone."""
         self.read = tokens_read(self.plan.source.options)
-        last = cast(Block, self.blocks[-1])
+        last = cast(Block, self.blocks[self.last_attention])
         if self.read is not None and last.attn is not None:
             last.attn.divide_()
 

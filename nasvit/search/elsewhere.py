@@ -44,7 +44,7 @@ class Elsewhere:
         self.train_on = "cuda" if gpus else device(settings).torch_device
         engine.send(parcel_of(settings), packed(dataset(settings)))
         engine.send(FILES, {path.relative_to(self.out).as_posix(): path.read_bytes()
-                            for path in sorted((self.out / DENSE).rglob("*")) if path.is_file()})
+                            for path in (self.out / "prune.json", *sorted((self.out / DENSE).rglob("*"))) if path.is_file()})
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """As an engine's. A new trial is measured here before it is trained there; what is no Job is done here."""

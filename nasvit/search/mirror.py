@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote, quote_plus
 
 import optuna
-from optuna.trial import FixedTrial
 from sqlalchemy import column, literal_column, select, table, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -26,7 +25,7 @@ from nasvit.errors import ArchError, ConfigError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.rebuilt import ARCH, TRIAL, create_study, frozen
-from nasvit.search.study import Space
+from nasvit.search.study import Recorded, Space
 
 RETRY_SECONDS = 30.0
 END_SECONDS = 10.0
@@ -107,7 +106,7 @@ class Mirror:
                 self._there = _entries(self._study)
             if (record.trial, record.rung) in self._there:
                 return True
-            asked = FixedTrial(record.params)
+            asked = Recorded(record.params)
             self._space.suggest(asked)
             trial = frozen(record, self._objectives, distributions=asked.distributions)
             if any(number == record.trial for number, _ in self._there):

@@ -28,10 +28,11 @@ MOST = 1000
 """Validation images at most, evenly drawn: each is run alone, as it is timed, and both sides see the same ones."""
 
 
-def told(precisions: Mapping[str, str]) -> tuple[str, ...]:
-    """One line for each device that computes in another precision, before anything is spent."""
-    return tuple(f"{latency} is of {precision}, and networks are trained and ranked by their accuracy in fp32; what those of the front "
-                 f"score in {precision} is measured at the end" for latency, precision in precisions.items())
+def told(precisions: Mapping[str, str], *, pruning: bool = False) -> tuple[str, ...]:
+    """One line for each device that computes in another precision, before anything is spent. Of a pruning the result alone is asked."""
+    asked = "the result scores" if pruning else "those of the front score"
+    return tuple(f"{latency} is of {precision}, and networks are trained and ranked by their accuracy in fp32; what {asked} in {precision} "
+                 "is measured at the end" for latency, precision in precisions.items())
 
 
 def measure_front(records: Sequence[TrialRecord], *, settings: Settings, names: Sequence[str], precisions: Mapping[str, str], path: Path,

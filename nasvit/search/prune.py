@@ -53,9 +53,8 @@ IDENTITY = 1e-6
 """A plan that keeps everything gives the dense model's logits to this, relative to the largest."""
 CALIBRATION = 128
 """Training images from which importance is computed."""
-EVALUATION_SECONDS = 10.0
+EVALUATION_SECONDS, LEAST_IMAGES = 10.0, 200
 """A trial's evaluation takes about so long: fewer validation images where the dense model is slow, at least LEAST_IMAGES."""
-LEAST_IMAGES = 200
 PROBES, RETIMED = "probes.json", "retimed.json"
 AIM = 0.985
 """Of the largest median that keeps the target: so far under it the strength of a plan is solved for."""
@@ -96,14 +95,15 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
         for record in records:
             bound.observe(record)
         directory.write(out / "experiment.yaml", bound.experiment.to_yaml())
-        directory.write_json(out / "prune.json", _dense_facts(start))
+        result = directory.read_json(out / "prune.json") if resume else {}  # it stands until there is another
+        directory.write_json(out / "prune.json", {**result, **_dense_facts(start)})
         directory.write_json(out / "env.json", bound.env)  # last: from here on there is a run to resume
         summary = search_bound(bound.experiment, bound, out=out, records=records, evaluate=prune_evaluate, progress=progress)
         if summary["stopped_because"] == "interrupted":
             return {**_dense_facts(start), "stopped_because": "interrupted"}
         if str(summary["stopped_because"]).startswith("the first "):
             raise RunError(f"{summary['stopped_because']}; nothing can be pruned until this is mended")
-        return _finish(bound, start, out=out)
+        return _finish(bound, start, out=out, stopped=str(summary["stopped_because"]))
 
 
 def settled(experiment: PruneExperiment) -> PruneExperiment:
@@ -111,8 +111,9 @@ def settled(experiment: PruneExperiment) -> PruneExperiment:
     choice or criterion."""
     if experiment.criterion not in CRITERIA:
         raise ConfigError(unknown("criterion", experiment.criterion, list(CRITERIA)))
-    return experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch),
-                                         "choices": parse_choices(",".join(experiment.choices))})
+    named = experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch),
+                                          "choices": parse_choices(",".join(experiment.choices))})
+    return named.absolute()  # now: a model given as a file bears its path as its name
 
 
 def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:
@@ -212,9 +213,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     if not resume:  # a run's own are in its file, and held against these as everything else
         check_rungs(experiment, rungs)
     limits = dict(experiment.limits) | ({"latency_ms": start.target_ms} if start.target_ms is not None else {})
-    places = {name: str(Path(value).resolve()) for name, value in (("data", experiment.data), ("model", experiment.model),
-              ("arch", experiment.arch or ""), ("checkpoint", experiment.checkpoint or "")) if value and Path(value).exists()}
-    experiment = experiment.model_copy(update={**places, "rungs": rungs, "limits": limits, "recipe": {**RECIPE, **experiment.recipe},
+    experiment = experiment.model_copy(update={"rungs": rungs, "limits": limits, "recipe": {**RECIPE, **experiment.recipe},
                                                "image_size": data.image_size, "dense_steps": dense_steps, "dense_epochs": None})
     images = min(len(data.val), max(LEAST_IMAGES, int(EVALUATION_SECONDS * 1e3 / start.latency["median_ms"])))
     before = directory.read_json(out / "env.json") if resume else {}
@@ -352,14 +351,18 @@ def _dense_facts(start: Start) -> dict[str, Any]:
             "dense": {"latency": dict(start.latency), "accuracy": start.accuracy, "macs_g": start.macs_g, "params_m": start.params_m}}
 
 
-def _finish(bound: Bound, start: Start, *, out: Path) -> dict[str, Any]:
+def _finish(bound: Bound, start: Start, *, out: Path, stopped: str) -> dict[str, Any]:
     """Choose, measure again, evaluate on all validation images and once on the test images, write; then compare with siblings."""
     experiment, records = bound.experiment, read(out / directory.RECORDS)
     assert isinstance(experiment, PruneExperiment)
     done = within(records, limits=bound.settings.limits)
+    if not done and not stopped.startswith(("budget", "space exhausted", "the limits leave too little")):
+        raise RunError(f"the run ended before a plan was evaluated that keeps the target ({stopped}); go on with --resume")
     if not done:
-        raise RunError(f"no plan of {experiment.model} keeps the target of {start.target_ms:.4g} ms; raise it, or allow more with --space"
-                       if start.target_ms is not None else "no plan could be evaluated; the records say why")
+        raise RunError("no plan could be evaluated; the records say why" if start.target_ms is None else
+                       f"no plan of {experiment.model} keeps the target of {start.target_ms:.4g} ms; raise it, or allow more with --space")
+    if stopped.startswith("the device is gone"):  # the result is measured again, which it could not be
+        raise DeviceLostError(f"{stopped}; what was evaluated is on record: when the device is back, go on with --resume")
     chosen = (compromise(done, dense_ms=float(start.latency["median_ms"])) if start.target_ms is None else
               choose(done, images=int(bound.settings.prune["images"]), again=directory.read_json(out / RETIMED)))
     module = slice_weights(start.dense, plan_of(chosen), read_weights(out / DENSE / SCORES))

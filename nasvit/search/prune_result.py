@@ -55,7 +55,7 @@ def write_result(module: nn.Module, folder: Path, *, dense: nn.Module, runtime: 
     labels, mean, std and what else is told to users of the exported file (`description`).
     Raises RunError where the attentions disagree or the files do not give the network back.
     """
-    module = module.cpu().eval()
+    module, dense = module.cpu().eval(), dense.cpu().eval()  # they were evaluated where the device trains
     probe = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     fused, fused_dense = (attentions_differ(each, probe) for each in (module, dense))
     allowed = max(ROUNDING, TIMES_DENSE * fused_dense)

@@ -77,12 +77,25 @@ def promotable(trial: int, results: Sequence[TrialRecord], names: Sequence[str],
 
 
 def seconds_to_finish(records: Sequence[TrialRecord], names: Sequence[str], *, rungs: Sequence[int]) -> float:
-    """Seconds that one worker would train the front's members until each stands on the top rung, at the speed they had so far."""
+    """Seconds that one worker would train the front's members until each stands on the top rung, at the speed they had so far.
+
+    A rung without training (a pruning's first) tells no speed: what stands there is taken for as fast as the others were, in the median,
+    and for nothing while none was trained.
+    """
+    steps = np.diff([0, *rungs])
+
+    def speed(record: TrialRecord) -> float | None:
+        """Seconds a step."""
+        count = int(steps[record.rung - 1])
+        return record.seconds.get("train", 0.0) / count if count else None
+
+    usual = [s for r in records if r.status == "complete" and 1 <= r.rung <= len(rungs) and (s := speed(r)) is not None]
     total = 0.0
     for record in pareto(records, names):
         if 1 <= record.rung < len(rungs):
-            before = rungs[record.rung - 2] if record.rung > 1 else 0
-            total += record.seconds.get("train", 0.0) / (rungs[record.rung - 1] - before) * (rungs[-1] - rungs[record.rung - 1])
+            own = speed(record)
+            each = own if own is not None else float(np.median(usual)) if usual else 0.0
+            total += each * (rungs[-1] - rungs[record.rung - 1])
     return total
 
 

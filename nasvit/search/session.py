@@ -12,7 +12,7 @@ from nasvit.data import DataSet, describe, load
 from nasvit.devices import machine_lock, open_device
 from nasvit.engines import ENGINES, Engine
 from nasvit.errors import ConfigError, RunError
-from nasvit.experiment import Experiment
+from nasvit.experiment import Experiment, PruneExperiment
 from nasvit.models.space_check import check_space
 from nasvit.results.precision import FILE as PRECISION_FILE
 from nasvit.results.precision import precisions
@@ -122,9 +122,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     space = SearchSpace.load(experiment.space, image_size=natural, in_channels=info.in_channels, num_classes=info.num_classes)
     check_space(space)
     data = load(experiment.data, seed=experiment.seed, image_size=natural)
-    places = {name: str(Path(value).resolve()) for name, value in (("data", experiment.data), ("space", experiment.space))
-              if Path(value).exists()}  # so that the run can be resumed from any folder, and workers find it
-    experiment = experiment.model_copy(update=places)
+    experiment = experiment.absolute()
     before = directory.read_json(out / "env.json") if resume else {}
     gone = gone_of(read(out / directory.RECORDS), experiment)
     device = open_device(experiment.device, threads=1)
@@ -242,8 +240,9 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
                  progress: Progress | None, storage: str | None = None, workers: Workers | None = None) -> dict[str, Any]:
     """The loop and the named baselines of a bound experiment; returns the summary."""
     directory.check_objectives(records, without(experiment, gone_of(records, experiment)).objectives)
+    pruning = isinstance(experiment, PruneExperiment)
     started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
-    written, latest, notes = started, None, [*bound.notes, *precision.told(precisions(bound.env))]
+    written, latest, notes = started, None, [*bound.notes, *precision.told(precisions(bound.env), pruning=pruning)]
     learned = Scores(experiment.scores, settings=bound.settings) if experiment.scores else None
     searching = _without_truth(experiment)
 
@@ -285,7 +284,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
         cancel = stopped == "interrupted"
         if not cancel:
             try:
-                others = precisions(bound.env)
+                others = {} if pruning else precisions(bound.env)  # a pruning's result is asked when it is written
                 if others and summary["evaluated"]:
                     summary["precision"] = precision.measure_front(loop.records, settings=loop.settings, names=loop.experiment.objectives,
                                                                    precisions=others, path=out / PRECISION_FILE, told=tell)

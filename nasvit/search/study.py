@@ -47,6 +47,19 @@ class Space(Protocol):
     def arch_parameters(self, arch: Arch) -> Mapping[str, Any]: ...
 
 
+class Recorded(FixedTrial):
+    """A trial on record, to ask the space again with: it shows all parameters beforehand, as a space needs that solves for some of them."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__(dict(params))
+        self._all = dict(params)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All of them, asked or not."""
+        return self._all
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """A new architecture with what the sampler was asked for it; number is Optuna's."""
@@ -182,7 +195,7 @@ class Proposer:
 
     def _replay(self, record: TrialRecord) -> None:
         """Enter a record into the study as the trial it was; asking the space again recovers its distributions."""
-        trial = FixedTrial(record.params)
+        trial = Recorded(record.params)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna's note on a value out of range: told below, and better

@@ -184,22 +184,34 @@ def test_a_run_goes_on_only_with_what_its_records_were_made_with(small: PruneExp
         prune(small, out=out, resume=True)
     (tmp_path / "small" / "metrics.json").unlink()
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept  # refused before anything is written
+    def cut_off(*_: Any, **__: Any) -> dict[str, Any]:
+        return {"stopped_because": "interrupted"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "search_bound", cut_off)
+        prune(small.model_copy(update={"budget": 2}), out=out, resume=True)
+    assert json.loads((out / "prune.json").read_text())["pruned"] == before["pruned"]  # until there is another result
     after = prune(small.model_copy(update={"budget": 2, "minutes": 9.0}), out=out, resume=True)
     assert len(read(out / "records.jsonl")) == 2 and after["dense"] == before["dense"]
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_network_of_a_search_is_pruned_from_its_two_files_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_network_of_a_search_is_pruned_from_its_two_files_and_the_run_goes_on_from_anywhere(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = SearchSpace.load("hybrid_tiny", image_size=(16, 16), in_channels=1, num_classes=10)
     network = build(space.sample(random.Random(0)), seed=0)
     arch, weights = save(network, tmp_path / "network")
-    searched = PruneExperiment(model=str(weights), arch=str(arch), data="digits", device="cpu", image_size=(16, 16), budget=2,
-                               engine="inline", sampler="random", recover_epochs=0.1)
+    monkeypatch.chdir(tmp_path)
+    searched = PruneExperiment(model=str(weights.relative_to(tmp_path)), arch=str(arch.relative_to(tmp_path)), data="digits", device="cpu",
+                               image_size=(16, 16), budget=2, engine="inline", sampler="random", recover_epochs=0.1, minutes=20.0)
     facts = prune(searched, out=tmp_path / "run")
     assert facts["stopped_because"] == "done" and facts["pruned"]["macs_g"] <= facts["dense"]["macs_g"]
     pruned = load(tmp_path / "run" / "pruned" / "arch.json", tmp_path / "run" / "pruned" / "model.safetensors")
     assert pruned(torch.randn(2, 1, 16, 16)).shape == (2, 10)
-    prune(searched.model_copy(update={"budget": 3}), out=tmp_path / "run", resume=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = PruneExperiment.load(tmp_path / "run" / "experiment.yaml", overrides={"budget": 3})
+    prune(again, out=tmp_path / "run", resume=True)
     records = read(tmp_path / "run" / "records.jsonl")
     assert {r.status for r in records} == {"complete"} and {r.trial for r in records if r.rung == 1} == {0, 1, 2}
     assert any(r.rung > 1 for r in records)  # recovery had its teacher

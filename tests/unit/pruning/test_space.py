@@ -15,6 +15,7 @@ from nasvit.pruning.dense import build, check, input_shape, prepare
 from nasvit.pruning.plan import Plan
 from nasvit.pruning.space import BEYOND, GRANULES, NAMED, PARTS, SOLVED, STRENGTHS, PruneSpace, parse_choices
 from nasvit.pruning.speed import Speed, terms
+from nasvit.search.study import Recorded
 from tests.pruning_models import make, timm
 
 CHOICES = ("tokens", "heads", "mlp", "depth", "embed")
@@ -206,7 +207,7 @@ def test_a_first_measurement_far_off_ends_no_search(dense) -> None:
         """A machine on which every place where tokens are dropped costs as much as half of the model."""
         return 1 + 9 * float(terms(plan, dense.layout)[1:4].sum() / speed.scale[1:4].sum()) + 5 * float(terms(plan, dense.layout)[5:].sum())
 
-    rng, found = random.Random(0), []
+    rng, found, made = random.Random(0), [], []
     first = next(p for p in iter(lambda: space.sample(rng), None) if p.operator == "merge")
     speed.observe(first, true(first), half_width=0.02)
     for _ in range(12):
@@ -214,6 +215,9 @@ def test_a_first_measurement_far_off_ends_no_search(dense) -> None:
         assert space.suggest(FixedTrial(dict(space.arch_parameters(plan)))) == plan
         speed.observe(plan, true(plan), half_width=0.02)
         found.append(true(plan))
+        made.append(plan)
+    for plan in made:  # what was learned since solves for other strengths, and a resumed run finds its plans all the same
+        assert space.suggest(Recorded(space.arch_parameters(plan))) == plan
     assert true(first) > 20 and sum(5 < ms <= 6.3 for ms in found[-4:]) >= 2
 
 
@@ -228,8 +232,19 @@ def test_a_target_that_nothing_reaches_is_given_up_after_a_few_plans(dense) -> N
     assert tried == BEYOND
 
 
+def test_plans_that_were_tried_beyond_reach_are_recovered_by_a_space_that_knows_nothing_of_it(dense) -> None:
+    def far() -> PruneSpace:
+        speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
+        return PruneSpace(dense.plan, layout=dense.layout, choices=("heads",), orders=dict.fromkeys(PARTS, ()),
+                          solve=speed.solver(aim_ms=lambda: 1.0, steps=STRENGTHS))
+
+    space = far()
+    plan = space.sample(random.Random(0))
+    assert far().suggest(Recorded(space.arch_parameters(plan))) == plan
+
+
 @pytest.mark.parametrize("i", [0, -1])
-@pytest.mark.parametrize("gone", [{"mlp_dim": 0}, {"heads": 0, "head_dim": 0}])
+@pytest.mark.parametrize("gone", [{"mlp_dim": 0}, {"heads": 0, "head_dim": 0}, {"mlp_dim": 0, "heads": 0, "head_dim": 0}])
 def test_the_terms_see_of_the_last_block_what_its_inference_form_computes(dense, i: int, gone: dict[str, int]) -> None:
     blocks, shape = list(dense.plan.blocks), (1, *input_shape(dense.plan))
     blocks[i] = replace(blocks[i], **gone)

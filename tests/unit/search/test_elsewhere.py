@@ -166,3 +166,10 @@ def test_the_searchs_own_evaluations_are_in_two_steps() -> None:
     from nasvit.search.prune_trial import prune_evaluate
 
     assert in_two_steps(evaluate) and in_two_steps(prune_evaluate) and not in_two_steps(at_once)
+
+
+def test_workers_get_the_dense_model_of_a_pruning_and_what_it_is_called(remote: Remote, tmp_path: Path) -> None:
+    for name in ("prune.json", "dense/arch.json", "records.jsonl"):
+        elsewhere.write_bytes(tmp_path / name, b"{}")
+    made(remote, tmp_path)
+    assert set(remote.sent[elsewhere.FILES]) == {"prune.json", "dense/arch.json"}

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+
+import pytest
 
 from nasvit.results.record import TrialRecord
-from nasvit.search.rungs import JUDGED, at_rung, best, merits, promotable, unfinished
+from nasvit.search.rungs import JUDGED, at_rung, best, merits, promotable, seconds_to_finish, unfinished
 from tests.unit.search.fakes import record
 
 NAMES = ("accuracy", "latency_ms")
@@ -82,3 +85,13 @@ def test_a_few_results_are_judged_exactly_as_the_best_of_them() -> None:
         first = set(best(results, NAMES, count=len(results) // eta))
         assert [promotable(n, results, NAMES, eta=eta) for n in range(60)] == [n in first for n in range(60)]
     assert not promotable(99, results, NAMES, eta=2)
+
+
+def test_a_rung_without_training_tells_no_speed_and_is_taken_for_as_fast_as_the_others() -> None:
+    def at(trial: int, rung: int, *, accuracy: float, train: float) -> TrialRecord:
+        return replace(record(trial, rung=rung, accuracy=accuracy, latency=accuracy), seconds={"train": train})
+
+    first = [at(0, 1, accuracy=0.5, train=3.0), at(1, 1, accuracy=0.6, train=3.0)]
+    assert seconds_to_finish(first, NAMES, rungs=(0, 2, 6)) == 0.0
+    known = [*first, at(1, 2, accuracy=0.7, train=4.0)]  # two seconds a step
+    assert seconds_to_finish(known, NAMES, rungs=(0, 2, 6)) == pytest.approx(2.0 * 6 + 2.0 * 4)
