@@ -271,7 +271,7 @@ class Experiment(BaseModel):
 
     def absolute(self) -> Self:
         """With every path that exists from here (`paths`) from the root, so that the run is resumed from any folder and workers find it."""
-        return self.model_copy(update={key: _rooted(getattr(self, key)) for key in self.paths})
+        return self.model_copy(update={key: _rooted(getattr(self, key), folders=key == "data") for key in self.paths})
 
     def to_yaml(self) -> str:
         """The resolved experiment; `Experiment.load` gives back an equal one."""
@@ -349,11 +349,20 @@ def _near(value: Any, folder: Path) -> Any:
     return value
 
 
-def _rooted(value: Any) -> Any:
-    """A path, or each of several by name, from the root where it exists."""
+def _rooted(value: Any, *, folders: bool) -> Any:
+    """A path, or each of several by name, from the root where it is a file, or a folder of data. A folder that only bears the name of a
+    shipped space, or of a data set, is neither."""
     if isinstance(value, Mapping):
-        return {name: _rooted(one) for name, one in value.items()}
-    return os.path.realpath(value) if isinstance(value, str) and value and os.path.exists(value) else value
+        return {name: _rooted(one, folders=folders) for name, one in value.items()}
+    if not isinstance(value, str) or not (os.path.isfile(value) or (folders and os.path.isdir(value))):
+        return value
+    if folders:
+        from nasvit.data import KINDS  # torch stands behind it
+
+        claiming = [kind for kind in KINDS if KINDS[kind]().claims(value)]
+        if not claiming or "digits" in claiming:
+            return value
+    return os.path.realpath(value)
 
 
 def _fault(error: Any, kind: type[Experiment], *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:

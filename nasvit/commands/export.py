@@ -47,7 +47,8 @@ def export(
 
 def folder_name(network: str, runtime: FileRuntime, *, dynamic_batch: bool) -> str:
     """One for each form, so that none takes another's place: "ID-onnxruntime", "ID-onnxruntime-int8", "ID-onnxruntime-dynamic"."""
-    values = [value for key, value in sorted(runtime.settings.items()) if value not in runtime.accepted[key][:1]]
+    # where an interpreter lies is no property of the file
+    values = [value for key, value in sorted(runtime.settings.items()) if key != "python" and value not in runtime.accepted[key][:1]]
     return "-".join([network, runtime.name, *values, *(["dynamic"] if dynamic_batch else [])])
 
 

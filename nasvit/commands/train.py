@@ -116,6 +116,8 @@ def _alone(arch: Path | None, models: list[str], *, data: str, image_size: int |
         size = None if image_size is None else (image_size, image_size)
     task = Task(data=load_data(data, seed=plan.seed, image_size=size), data_spec=data, split_seed=plan.seed, plan=plan,
                 recipe=plan.full_recipe({}), folder=(out or TRAINED) / "train", device=_torch_device(train_on), versions=_versions())
+    for text in task.data.notes:
+        typer.echo(f"note: {text}", err=True)
     _train_all(subjects, task, device=device or "cpu", reference_ms=None, fingerprint="")
 
 
@@ -145,7 +147,10 @@ def _named(run: Run) -> list[Subject]:
     from nasvit.results.record import read
 
     last = {record.label: record for record in read(run.path / "baselines.jsonl") if record.label}
-    return [Subject.of_model(label, origin="baseline", **_known(record)) for label, record in last.items()]
+    for label, record in last.items():
+        if record.status != "complete":
+            typer.echo(f"note: {label} is left out: the search could not train it ({record.reason})", err=True)
+    return [Subject.of_model(label, origin="baseline", **_known(record)) for label, record in last.items() if record.status == "complete"]
 
 
 def _known(record: Any) -> dict[str, Any]:

@@ -85,7 +85,12 @@ class ImageFolder(DataKind):
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    return sorted(p for p in root.iterdir() if p.is_dir() and not _hidden(p.name))
+
+
+def _hidden(name: str) -> bool:
+    """Of a file or folder that nobody put there: thumbnails of file managers and network drives, checkpoints of notebooks."""
+    return name.startswith((".", "__", "@eaDir"))
 
 
 def part_root(root: Path, part: str) -> Path | None:
@@ -100,13 +105,18 @@ def _check_parts(root: Path) -> None:
     parts = {name for known in _PARTS.values() for name in known}
     if names and all(name.lower() in parts for name in names) and any(_folders(root / name) for name in names):
         raise DataError(f"{root} has {', '.join(names)} and nothing to train on; accepted: {ImageFolder.accepts}")
+    among = next((name for name in names if name.lower() in parts and _folders(root / name)), None)
+    if among is not None:
+        raise DataError(f"{root}: the folder {among} holds folders of classes as a part does, and stands among classes; accepted: "
+                        f"{ImageFolder.accepts}; put what is to be trained on into train/, or {among} elsewhere")
 
 
 def class_files(root: Path) -> list[tuple[str, list[Path]]]:
-    """(class name, its files), both sorted; hidden files do not count. Pipes, devices and broken links are among them: they are skipped
-    by name when the images are read."""
+    """(class name, its files), both sorted; what is hidden, or lies in a hidden folder, does not count. Pipes, devices and broken links are
+    among them: they are skipped by name when the images are read."""
     classes = [
-        (folder.name, sorted(p for p in folder.rglob("*") if not p.is_dir() and not p.name.startswith("."))) for folder in _folders(root)
+        (folder.name, sorted(p for p in folder.rglob("*") if not p.is_dir() and not any(map(_hidden, p.relative_to(folder).parts))))
+        for folder in _folders(root)
     ]
     if len(classes) < 2:
         found = ", ".join(name for name, _ in classes) or "none"

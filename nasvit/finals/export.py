@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from torch import Tensor
 from nasvit.errors import ConfigError, MeasurementError, RunError
 from nasvit.finals.trained import Trained, write_text
 from nasvit.models.deploy import deploy
-from nasvit.runtimes import RUNTIMES, FileRuntime, sessions
+from nasvit.runtimes import RUNTIMES, FileRuntime
 from nasvit.runtimes.description import attach, description
 from nasvit.runtimes.onnx_file import write_onnx
 from nasvit.runtimes.predict import PREDICTABLE, predict_script
@@ -27,8 +23,6 @@ IMAGES = 16
 TOLERANCE = 1e-3
 """Largest difference of logits in float32, as a share of the largest logit."""
 DYNAMIC = ("onnxruntime", "openvino")
-RUN_TIMEOUT_S = 600
-"""So long may a runtime take for the images of the comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,32 +123,6 @@ def compare(module: torch.nn.Module, file: Path, *, runtime: FileRuntime, shape:
                   agreement=float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()))
 
 
-_RUNNER = """
-import importlib.util, json, sys
-import numpy as np
-spec = importlib.util.spec_from_file_location("sessions", sys.argv[1])
-sessions = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sessions)
-session = sessions.open_session(sys.argv[2], sys.argv[3], threads=1, settings=json.loads(sys.argv[4]))
-given = np.load(sys.argv[5])
-np.savez(sys.argv[6], **{name: session.run([given[name]])[0] for name in given.files})
-"""
-
-
 def run_file(file: Path, *, runtime: FileRuntime, batches: list[np.ndarray]) -> list[np.ndarray]:
-    """The file's logits for each batch (B, C, H, W), in a process of its own, as some runtimes crash: then a MeasurementError."""
-    with tempfile.TemporaryDirectory(prefix="nasvit-parity-") as folder:
-        given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
-        np.savez(given, *batches)
-        words = [str(sessions.__file__), runtime.name, str(file), json.dumps(dict(runtime.settings)), str(given), str(found)]
-        try:
-            done = subprocess.run([sys.executable, "-c", _RUNNER, *words], capture_output=True, text=True, check=False,
-                                  timeout=RUN_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            raise MeasurementError(f"{runtime.name} did not finish {file} on {len(batches)} batches within {RUN_TIMEOUT_S} s; choose "
-                                   "another runtime, or try again where the machine is not busy") from None
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise MeasurementError(f"{runtime.name} cannot run {file}: {last[:300]}")
-        with np.load(found) as arrays:
-            return [arrays[f"arr_{number}"] for number in range(len(batches))]
+    """The file's logits for each batch (B, C, H, W), from a process of the Python that has the runtime; MeasurementError if it crashes."""
+    return [outputs[0] for outputs in runtime.run_file(file, batches, threads=1)]

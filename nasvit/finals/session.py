@@ -22,7 +22,7 @@ from nasvit.finals.plan import EPOCHS, FinalPlan
 from nasvit.finals.subject import Subject
 from nasvit.finals.teacher import load_teacher
 from nasvit.finals.trained import ARCH, METRICS, PLAN, STATE, WEIGHTS, read_metrics, write_json, write_text
-from nasvit.models.weight_file import write_weights
+from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.training import ALONE, Checkpoint, Moment, Recipe, Watch, World, evaluate, train
 
 PROBE_STEPS = 12
@@ -73,6 +73,8 @@ def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report:
             _finish(place, subject, task, module, trained=asdict(result))
     world.meet()
     metrics = read_metrics(place)
+    if world.first and metrics.get("test_missing"):
+        metrics = _tested_at_last(place, subject, task, metrics)
     if measure_on is not None and world.first and metrics.get("latency") is None:
         metrics = _remeasured(place, subject, metrics, device=measure_on(), seed=task.plan.seed)
     return metrics
@@ -132,12 +134,7 @@ def _finish(place: Path, subject: Subject, task: Task, module: nn.Module, *, tra
     write_weights(place / WEIGHTS, module.state_dict())
     if subject.arch is not None:
         write_text(place / ARCH, subject.arch.to_json() + "\n")
-    try:
-        test = load_test(task.data_spec, seed=task.split_seed, image_size=data.image_size)
-        accuracy, loss = evaluate(module, test, data=data, device=task.device, recipe=task.recipe)
-        tested: dict[str, Any] = {"test_accuracy": accuracy, "test_loss": loss, "test_images": len(test)}
-    except DataError as error:  # said in the file: a folder without a test part is still worth training
-        tested = {"test_accuracy": None, "test_loss": None, "test_images": 0, "test_missing": str(error)}
+    tested = _tested(task, lambda: module)
     metrics = {"id": subject.id, "label": subject.label, "model": subject.model, **tested, "val_accuracy": trained["accuracy"],
                "val_loss": trained["val_loss"], "train_loss": trained["loss"], "steps": trained["steps"], "epochs": trained["epochs"],
                "seconds": trained["seconds"], "searched": dict(subject.searched), **_counted(module, task), "latency": None,
@@ -146,6 +143,28 @@ def _finish(place: Path, subject: Subject, task: Task, module: nn.Module, *, tra
                "plan": task.plan.model_dump(mode="json"), "recipe": asdict(task.recipe), "versions": task.versions or {}}
     write_json(place / METRICS, metrics)
     (place / STATE).unlink(missing_ok=True)
+
+
+def _tested(task: Task, module: Callable[[], nn.Module]) -> dict[str, Any]:
+    """What the test split says; where it cannot be read, why: a folder without a test part is still worth training."""
+    try:
+        test = load_test(task.data_spec, seed=task.split_seed, image_size=task.data.image_size)
+    except DataError as error:
+        return {"test_accuracy": None, "test_loss": None, "test_images": 0, "test_missing": str(error)}
+    accuracy, loss = evaluate(module(), test, data=task.data, device=task.device, recipe=task.recipe)
+    return {"test_accuracy": accuracy, "test_loss": loss, "test_images": len(test)}
+
+
+def _tested_at_last(place: Path, subject: Subject, task: Task, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a finished training whose test split could not be read: it may be there by now."""
+    def trained() -> nn.Module:
+        module = subject.make_for(task.data, seed=task.plan.seed, drop_path=task.plan.drop_path)
+        module.load_state_dict(read_weights(place / WEIGHTS))
+        return module
+
+    found = {key: value for key, value in metrics.items() if key != "test_missing"} | _tested(task, trained)
+    write_json(place / METRICS, found)
+    return found
 
 
 def _counted(module: nn.Module, task: Task) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def page(run: Run) -> Page:
             "stages": _stage_count(run), "mixers": _mixers(run), "baselines": baseline_rows(run), "reasons": reason_rows(run),
             "truth": truth_rows(truth), "truth_words": verdict(run, truth), "truth_poor": truth is not None and bool(truth.poor),
             "truth_lead": truth_lead(truth), "verified": verified_rows(verified), "verified_words": verified_words(verified),
-            "notes": notes(run), "made": made_rows(run), "rivalry": _rivalry(run), "cost": cost, "quality": quality,
+            "pruning": (run.path / "prune.json").exists(), "notes": notes(run),
+            "made": made_rows(run), "rivalry": _rivalry(run), "cost": cost, "quality": quality,
             "counts": {s: int(counts.get(s, 0)) for s in ("complete", "rejected", "failed")},
             "precise": list(precision_columns(run.env).values()),
             "keeps": bool((run.front["keep_ratio"] < 1).any()), "below": below_picture(run)}
@@ -52,6 +53,8 @@ def number(value: Any, *, digits: int = 3, unit: str = "") -> str:
         return _ABSENT
     if isinstance(value, int):
         text = f"{value:,}"
+    elif 10**digits - 0.5 <= abs(value) < 1e12:
+        text = f"{value:,.0f}"
     else:
         text = f"{float(value):#.{digits}g}".rstrip(".") if 1e-4 <= abs(value) < 10**digits else f"{value:,.{digits}g}"
     return f"{text} {unit}".rstrip()
@@ -142,7 +145,7 @@ def verified_rows(verified: Verified) -> list[dict[str, Any]]:
                      "searched": number(row["search_latency_ms"], unit="ms"), "epochs": number(row["epochs"]),
                      "now": number(row["latency_ms"], unit="ms") if row["same_device"] or not math.isfinite(row["latency_ms"])
                      else "other device", "drift": drift, "predicted": _predicted(row),
-                     "inside": "yes" if row["inside"] else "no" if row["same_device"] else _ABSENT})
+                     "inside": "yes" if row["inside"] else "no" if row["promised"] else _ABSENT})
     return rows
 
 
@@ -267,6 +270,8 @@ def notes(run: Run) -> list[str]:
                      f"({', '.join(map(str, rungs))} steps). It ranks networks; it is not what a full training reaches. A trial stopped at "
                      "a lower rung counts with the accuracy measured there, which can only understate it.")
     data = part(run.env, "data")
+    told = data.get("notes")
+    lines += [f"Of the data: {text}." for text in told] if isinstance(told, list) else []
     val = data.get("judged_by", data.get("val"))  # a prune search judges by a share of the validation images
     if isinstance(val, int) and val > 0 and len(run.front) and math.isfinite(run.front["accuracy"].max()):
         p = min(max(float(run.front["accuracy"].max()), 0.0), 1.0)

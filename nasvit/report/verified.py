@@ -18,7 +18,7 @@ from nasvit.results.front import non_dominated, to_minimised
 
 _PREDICTED = ("predicted_ms", "predicted_low_ms", "predicted_high_ms")
 COLUMNS = ("id", "label", "origin", "trial", "proxy_accuracy", "rung", "test_accuracy", "val_accuracy", "final_accuracy",
-           "search_latency_ms", "ci_low_ms", "ci_high_ms", *_PREDICTED, "latency_ms", "verdict", "same_device", "inside",
+           "search_latency_ms", "ci_low_ms", "ci_high_ms", *_PREDICTED, "latency_ms", "verdict", "same_device", "inside", "promised",
            "on_search_front", "fell_off", "params_m", "epochs", "seconds", "test_images")
 _SEED = 0  # of the bootstrap, so that a report says the same twice
 
@@ -73,7 +73,8 @@ def _row(metrics: Mapping[str, Any], run: Run, *, front: set[str]) -> dict[str, 
             "final_accuracy": checked if math.isnan(tested) else tested, "search_latency_ms": _number(searched.get("latency_ms")),
             "ci_low_ms": low, "ci_high_ms": high, **{name: _number(searched.get(name)) for name in _PREDICTED}, "latency_ms": now,
             "verdict": latency.get("verdict"), "same_device": same,
-            "inside": same and low <= now <= high, "on_search_front": origin == "search" and str(metrics["id"]) in front, "fell_off": False,
+            "inside": same and low <= now <= high, "promised": same and math.isfinite(low),
+            "on_search_front": origin == "search" and str(metrics["id"]) in front, "fell_off": False,
             "params_m": _number(metrics.get("params_m")), "epochs": _number(metrics.get("epochs")),
             "seconds": _number(metrics.get("seconds")), "test_images": int(metrics.get("test_images") or 0)}
 

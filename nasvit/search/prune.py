@@ -224,7 +224,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
            "reference_ms": device.reference_ms, "dense": weights_id(dense), "sessions": int(before.get("sessions", 0)) + 1,
            "data": {"name": data.name, "kind": data.kind, "fingerprint": data.fingerprint, "train": len(data.train), "val": len(data.val),
                     "judged_by": images, "classes": data.num_classes, "image_size": list(data.image_size), "mean": list(data.mean),
-                    "std": list(data.std)},
+                    "std": list(data.std), "notes": list(data.notes)},
            "space": {"name": f"what is left of {experiment.model}"}}
     if "recovery_rates" in before:
         env["recovery_rates"] = before["recovery_rates"]
@@ -236,7 +236,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     space, speed = make_space(experiment, start, scores)
     env["space"]["size"] = space.size()
     env["dense_training"] = words if kept is None or kept.dense_steps != dense_steps else before.get("dense_training", words)
-    notes: tuple[str, ...] = (f"images of {'x'.join(map(str, start.data.image_size))} px are normalised {start.normalised}",
+    notes: tuple[str, ...] = (*data.notes, f"images of {'x'.join(map(str, start.data.image_size))} px are normalised {start.normalised}",
                               f"recovery trains {', '.join(map(str, rungs))} steps; {env['dense_training']}")
     if start.target_ms is not None:
         asked, failed = _probed(space, start, scores, path=out / PROBES, resume=bool(before))

@@ -161,7 +161,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
                         fingerprint=fingerprint, others=others,
                         memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
     return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted),
-                 notes=(*told(env["excluded"]), *env.get("pilot", {}).get("told", ())))
+                 notes=(*data.notes, *told(env["excluded"]), *env.get("pilot", {}).get("told", ())))
 
 
 def _with_rungs(experiment: Experiment, space: SearchSpace, data: DataSet, *, before: dict[str, Any], out: Path,
@@ -226,7 +226,7 @@ def _others(experiment: Experiment, space: SearchSpace, *, before: dict[str, Any
 
 def _about(data: DataSet, *, kind: str) -> dict[str, Any]:
     return {"name": data.name, "kind": kind, "fingerprint": data.fingerprint, "train": len(data.train), "val": len(data.val),
-            "classes": data.num_classes, "image_size": list(data.image_size)}
+            "classes": data.num_classes, "image_size": list(data.image_size), "notes": list(data.notes)}
 
 
 def _without_truth(experiment: Experiment) -> Experiment:

@@ -142,3 +142,14 @@ def test_an_option_in_epochs_replaces_what_the_file_says_in_steps(tmp_path: Path
 
     assert found(dense_epochs=3.0) == (None, 3.0, None) and found(recover_epochs=1.0) == (500, None, None)
     assert found(dense_epochs=None) == (500, None, (0, 5, 15, 50))
+
+
+def test_paths_hold_from_any_folder_and_folders_that_bear_the_name_of_a_space_or_of_data_are_no_paths(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("digits", "hybrid_tiny", "photos/cat", "photos/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "cpu.json").write_text("{}")
+    named = Experiment(space="hybrid_tiny", data="digits", profile={"cpu": "cpu.json"}).absolute()
+    assert (named.space, named.data, named.profile) == ("hybrid_tiny", "digits", {"cpu": str(tmp_path / "cpu.json")})
+    assert Experiment(space="hybrid_tiny", data="photos").absolute().data == str(tmp_path / "photos")

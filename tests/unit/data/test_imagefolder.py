@@ -190,3 +190,20 @@ def test_parts_are_known_whatever_their_case_and_never_become_classes(tmp_path: 
     for ask in (lambda: data.describe(str(tmp_path / "b")), lambda: data.load(str(tmp_path / "b"), seed=0, image_size=(8, 8))):
         with pytest.raises(DataError, match="has Test, val and nothing to train on"):
             ask()
+
+
+def test_a_part_that_stands_among_classes_is_refused_and_never_a_class(tmp_path: Path) -> None:
+    make(tmp_path)
+    make(tmp_path / "test")
+    for ask in (lambda: data.describe(str(tmp_path)), lambda: data.load(str(tmp_path), seed=0, image_size=(8, 8))):
+        with pytest.raises(DataError, match="the folder test holds folders of classes as a part does"):
+            ask()
+
+
+@pytest.mark.parametrize("folder", [".ipynb_checkpoints", ".@__thumb", "@eaDir", "__MACOSX"])
+def test_copies_that_programs_leave_in_hidden_folders_are_no_images(tmp_path: Path, folder: str) -> None:
+    make(tmp_path)
+    save(tmp_path / "red" / folder / "0.png", (1, 2, 3))
+    make(tmp_path / folder)
+    loaded, test = data.load(str(tmp_path), seed=1, image_size=(8, 8)), data.load_test(str(tmp_path), seed=1, image_size=(8, 8))
+    assert loaded.class_names == ("blue", "red") and len(loaded.train) + len(loaded.val) + len(test) == 10

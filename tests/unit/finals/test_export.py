@@ -19,7 +19,7 @@ from nasvit.finals import Subject, Trained
 from nasvit.finals import export as exporting
 from nasvit.finals.export import export, parse_runtime, run_file
 from nasvit.models.build import build
-from nasvit.runtimes import FileRuntime
+from nasvit.runtimes import FileRuntime, base
 from nasvit.runtimes.predict import PREDICTABLE, predict_script
 
 LABELS = [f"class {n}" for n in range(10)]
@@ -163,9 +163,19 @@ def test_a_dynamic_batch_takes_any_number_of_images(name: str, tmp_path: Path) -
 
 
 def test_a_file_that_does_not_finish_in_its_runtime_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "RUN_TIMEOUT_S", 0.01)
-    with pytest.raises(MeasurementError, match="did not finish"):
+    monkeypatch.setattr(base, "RUN_TIMEOUT_S", 0.01)
+    with pytest.raises(MeasurementError, match="timed out"):
         run_file(tmp_path / "model.onnx", runtime=parse_runtime("onnxruntime"), batches=[np.zeros((1, 3, 8, 8), dtype=np.float32)])
+
+
+def test_a_file_is_run_by_the_python_that_has_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "python"
+    other.write_text(f"#!/bin/sh\necho asked >> {tmp_path / 'log'}\nexec {sys.executable} \"$@\"\n")
+    other.chmod(0o755)
+    chosen = runtime("onnxruntime")
+    monkeypatch.setattr(type(chosen), "interpreter", str(other))
+    export(trained(arch()), runtime=chosen, folder=tmp_path / "made")
+    assert (tmp_path / "log").read_text() == "asked\n"
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +188,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path, monkeypa
 def test_a_broken_file_ends_in_one_message(tmp_path: Path) -> None:
     chosen = runtime("onnxruntime")
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
-    with pytest.raises(MeasurementError, match=r"onnxruntime cannot run .*model\.onnx"):
+    with pytest.raises(MeasurementError, match=r"onnxruntime on model\.onnx: the process ended with 1"):
         run_file(tmp_path / "model.onnx", runtime=chosen, batches=[np.zeros((1, 3, 32, 32), dtype=np.float32)])
 
 

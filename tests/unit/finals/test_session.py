@@ -166,6 +166,11 @@ def test_data_without_a_test_part_is_trained_and_says_so(tiny_arch: Arch, digits
     metrics = train_in_full(Subject.of_arch(tiny_arch), Task(data=loaded, data_spec=str(tmp_path), split_seed=0, plan=plan,
                                                              recipe=Recipe(batch_size=8), folder=tmp_path / "out"))
     assert metrics["test_accuracy"] is None and "test" in metrics["test_missing"] and metrics["val_accuracy"] >= 0
+    np.savez(tmp_path / "x_test.npz", images=images[:20], labels=np.arange(20) % 10)  # mended: the same command reads it now
+    again = train_in_full(Subject.of_arch(tiny_arch), Task(data=loaded, data_spec=str(tmp_path), split_seed=0, plan=plan,
+                                                           recipe=Recipe(batch_size=8), folder=tmp_path / "out"))
+    assert again["test_images"] == 20 and again["test_accuracy"] >= 0 and "test_missing" not in again
+    assert {k: v for k, v in again.items() if not k.startswith("test_")} == {k: v for k, v in metrics.items() if not k.startswith("test_")}
 
 
 def test_the_latency_is_measured_after_the_training_once(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from nasvit.errors import RunError
 from nasvit.report import load, render
-from nasvit.report.page import _wilson
+from nasvit.report.page import _wilson, notes, number
 from nasvit.report.render import html, markdown
 from nasvit.results.record import TrialRecord, append, latest, read
 from tests.unit.report.make_run import write_run
@@ -185,3 +185,17 @@ def test_an_accuracy_of_one_is_not_known_exactly() -> None:
     for hits, count in ((72, 72), (0, 10), (83, 100), (1, 3000)):
         interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
         assert _wilson(hits / count, count) == pytest.approx((interval.low, interval.high), abs=1e-4)
+
+
+@pytest.mark.parametrize(("value", "text"), [(1234.0, "1,234 ms"), (999.7, "1,000 ms"), (999.4, "999 ms"), (12.34, "12.3 ms"),
+                                             (0.5, "0.500 ms")])
+def test_a_figure_of_a_thousand_and_more_is_written_out(value: float, text: str) -> None:
+    assert number(value, unit="ms") == text
+
+
+def test_what_was_left_out_of_the_data_is_said(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    env = json.loads((path / "env.json").read_text())
+    env["data"]["notes"] = ["skipped 3 unusable files: a.heic (UnidentifiedImageError)"]
+    (path / "env.json").write_text(json.dumps(env))
+    assert any("skipped 3 unusable files: a.heic" in line for line in notes(load(path)))

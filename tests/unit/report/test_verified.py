@@ -106,6 +106,12 @@ def test_the_remeasured_latency_is_held_against_the_recorded_interval(path: Path
     assert rows[front[1]["arch_id"]]["drift"] == "+50.0 %"
 
 
+def test_a_network_that_the_search_measured_without_an_interval_was_promised_nothing(path: Path) -> None:
+    row = load(path).front.to_dict("records")[0] | {"ci_low_ms": None, "ci_high_ms": None}
+    final(path, row, accuracy=0.9, ms=1.0)
+    assert verified_rows(verify(load(path)))[0]["inside"] == "\u2013"
+
+
 def test_the_report_shows_full_trainings_and_the_drawings(path: Path) -> None:
     front = load(path).front.to_dict("records")
     final(path, front[0], accuracy=0.9, ms=front[0]["latency_ms"])
