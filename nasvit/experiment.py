@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -269,9 +269,11 @@ class Experiment(BaseModel):
         if "model" in given:
             raise ConfigError(f"{path} is the experiment of a pruning (it has a model); give it to nasvit prune")
 
-    def absolute(self) -> Self:
-        """With every path that exists from here (`paths`) from the root, so that the run is resumed from any folder and workers find it."""
-        return self.model_copy(update={key: _rooted(getattr(self, key), folders=key == "data") for key in self.paths})
+    def absolute(self, *, on_disk: Callable[[str], bool]) -> Self:
+        """With every file among its `paths`, and data for which `on_disk` holds, from the root: a run is resumed from any folder, and
+        workers find it. A folder that only bears the name of a shipped space, or of a data set, is no path."""
+        return self.model_copy(update={key: _rooted(getattr(self, key), meant=on_disk if key == "data" else os.path.isfile)
+                                       for key in self.paths})
 
     def to_yaml(self) -> str:
         """The resolved experiment; `Experiment.load` gives back an equal one."""
@@ -349,20 +351,11 @@ def _near(value: Any, folder: Path) -> Any:
     return value
 
 
-def _rooted(value: Any, *, folders: bool) -> Any:
-    """A path, or each of several by name, from the root where it is a file, or a folder of data. A folder that only bears the name of a
-    shipped space, or of a data set, is neither."""
+def _rooted(value: Any, *, meant: Callable[[str], bool]) -> Any:
+    """What is meant as a path, or each of several by name, from the root."""
     if isinstance(value, Mapping):
-        return {name: _rooted(one, folders=folders) for name, one in value.items()}
-    if not isinstance(value, str) or not (os.path.isfile(value) or (folders and os.path.isdir(value))):
-        return value
-    if folders:
-        from nasvit.data import KINDS  # torch stands behind it
-
-        claiming = [kind for kind in KINDS if KINDS[kind]().claims(value)]
-        if not claiming or "digits" in claiming:
-            return value
-    return os.path.realpath(value)
+        return {name: _rooted(one, meant=meant) for name, one in value.items()}
+    return os.path.realpath(value) if isinstance(value, str) and value and meant(value) else value
 
 
 def _fault(error: Any, kind: type[Experiment], *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:

@@ -62,6 +62,12 @@ def describe(spec: str) -> DataInfo:
     return KINDS[_kind_of(spec)]().describe(spec)
 
 
+def on_disk(spec: str) -> bool:
+    """Whether `spec` is the path of data that a kind reads, and no data set's name beside which a file or folder happens to lie."""
+    claiming = [name for name in KINDS if KINDS[name]().claims(spec)] if Path(spec).exists() else []
+    return bool(claiming) and "digits" not in claiming
+
+
 def _kind_of(spec: str) -> str:
     # an empty path would mean the working directory
     claiming = [name for name in KINDS if KINDS[name]().claims(spec)] if spec.strip() else []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nasvit.data import on_disk
 from nasvit.errors import ConfigError
 from nasvit.experiment import Experiment, PruneExperiment, parse_limit
 
@@ -150,6 +151,6 @@ def test_paths_hold_from_any_folder_and_folders_that_bear_the_name_of_a_space_or
     for folder in ("digits", "hybrid_tiny", "photos/cat", "photos/dog"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "cpu.json").write_text("{}")
-    named = Experiment(space="hybrid_tiny", data="digits", profile={"cpu": "cpu.json"}).absolute()
+    named = Experiment(space="hybrid_tiny", data="digits", profile={"cpu": "cpu.json"}).absolute(on_disk=on_disk)
     assert (named.space, named.data, named.profile) == ("hybrid_tiny", "digits", {"cpu": str(tmp_path / "cpu.json")})
-    assert Experiment(space="hybrid_tiny", data="photos").absolute().data == str(tmp_path / "photos")
+    assert Experiment(space="hybrid_tiny", data="photos").absolute(on_disk=on_disk).data == str(tmp_path / "photos")
