@@ -33,6 +33,9 @@ from tabular import load_problem
 
 from nasvit.errors import ConfigError, NasvitError
 
+COLOURS = ("#4c78a8", "#f58518", "#e45756", "#72b7b2", "#54a24b", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d", "#8a8a8a", "#1b1b1b",
+           "#00805e", "#6a3d9a")
+"""Of the figure's lines: the usual ten are too few."""
 COLUMNS = ("problem", "key", "sampler", "version", "seed", "trial", "config", "values", "hv", "hv_full", "cpu_ms")
 
 
@@ -293,8 +296,8 @@ def draw(runs: pd.DataFrame, problem: Any, *, path: Path) -> None:
     scale = alt.Scale(domain=[max(0.0, low - 0.02), max(1.0, float(curve["high"].max()))], clamp=True, nice=False)
     names = list(curve[curve["trial"] == curve["trial"].max()].sort_values("mean", ascending=False)["sampler"])  # as the lines end
     legend = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)
-    base = alt.Chart(curve, title=problem.name).encode(x=alt.X("trial:Q", title="trials"),
-                                                       color=alt.Color("sampler:N", sort=names, legend=legend))
+    colour = alt.Color("sampler:N", sort=names, legend=legend, scale=alt.Scale(range=COLOURS))
+    base = alt.Chart(curve, title=problem.name).encode(x=alt.X("trial:Q", title="trials"), color=colour)
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     line = base.mark_line().encode(y=alt.Y("mean:Q", scale=scale, title="hypervolume, share of the true front's"),
                                    strokeDash=alt.StrokeDash("sampler:N", sort=names, legend=None))
