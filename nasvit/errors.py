@@ -31,6 +31,10 @@ class UnstableError(MeasurementError):
     """A latency that stayed noisy or drifting up to the bound of attempts: another moment may be calmer."""
 
 
+class ResourceError(MeasurementError):
+    """The machine is at its end (memory, disk), and the network that met it is not to blame: nothing is to be concluded of it."""
+
+
 class DeviceLostError(MeasurementError):
     """A device that hung or answered nonsense time after time; it is asked no more. latency: the name of what it measures in a search."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,7 +75,8 @@ def _here(runtime: str) -> str:
 def _latency(trained: Trained, device: str) -> str:
     from nasvit.devices import open_device
 
-    stats = open_device(device).measure(trained.module, input_shape=(1, trained.in_channels, *trained.image_size))
+    with closing(open_device(device)) as target:
+        stats = target.measure(trained.module, input_shape=(1, trained.in_channels, *trained.image_size))
     return f"{stats.median_ms:.4g} ms on {device} ({stats.ci_low_ms:.4g} to {stats.ci_high_ms:.4g}, {stats.verdict}, batch 1)"
 
 

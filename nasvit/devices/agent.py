@@ -24,14 +24,13 @@ from nasvit.devices import machine, timing
 from nasvit.devices.lock import machine_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 VERSION = 1
 MOST_LINE = 1_000_000
 MOST_OUTPUT = 400_000
 """Bytes of a request line, and of outputs sent back."""
 CHUNK = 1 << 20
-MEMORY_TIMEOUT_S = 100
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -68,23 +67,35 @@ class Agent:
 
     def put(self, request: dict[str, Any]) -> dict[str, Any]:
         """Receive a file: so many bytes follow the request's line. Answers with the hash of what arrived."""
-        path, left, digest = self.path(str(request["name"])), int(request["bytes"]), hashlib.sha256()
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            while left:
-                chunk = self.requests.read(min(left, CHUNK))
-                if not chunk:
-                    raise EOFError
-                digest.update(chunk)
-                file.write(chunk)
-                left -= len(chunk)
+        digest, chunks = hashlib.sha256(), self._payload(int(request["bytes"]))
+        try:
+            path = self.path(str(request["name"]))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    file.write(chunk)
+        except OSError as error:
+            raise Refused(f"the file {request['name']} cannot be written there: {error.strerror}; make room in {self.folder}") from None
+        finally:
+            for _ in chunks:  # what is not read now would be taken for the next request
+                pass
         return {"sha256": digest.hexdigest()}
+
+    def _payload(self, left: int) -> Iterator[bytes]:
+        """The bytes that follow a request's line."""
+        while left:
+            chunk = self.requests.read(min(left, CHUNK))
+            if not chunk:
+                raise EOFError
+            left -= len(chunk)
+            yield chunk
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Open a model in its runtime and run it once. Models and inputs are paths of this machine, or received files."""
-        call, version, outputs = _opened(self._located(request))
+        call, version, first_s = _opened(self._located(request))
         self.calls[str(request["key"])] = call
-        return {"version": version, "outputs": outputs}
+        return {"version": version, "first_s": first_s}
 
     def _located(self, request: dict[str, Any]) -> dict[str, Any]:
         """The request with received files by their path."""
@@ -116,7 +127,7 @@ class Agent:
     def memory(self, request: dict[str, Any]) -> dict[str, Any]:
         """How much a fresh process grows by opening and running the model."""
         return {"peak_mb": _peak_in_a_child({**self._located(request), "before": [self._located(r) for r in request["before"]]},
-                                            limit_mb=request.get("limit_mb"))}
+                                            limit_mb=request.get("limit_mb"), limit_s=float(request["limit_s"]))}
 
     def hold(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take the machine lock: other measurements and training steps on this machine wait."""
@@ -175,16 +186,17 @@ def _answer(agent: Agent, request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": False, "error": text[:2000]}
 
 
-def _opened(request: dict[str, Any]) -> tuple[Callable[[], list[Any]], str, list[list[int]]]:
-    """(a call that runs the model on its inputs, the runtime's version, the outputs' shapes)"""
+def _opened(request: dict[str, Any]) -> tuple[Callable[[], list[Any]], str, float]:
+    """(a call that runs the model on its inputs, the runtime's version, seconds of the first run)"""
     import numpy as np
 
     from nasvit.runtimes.sessions import open_session
 
     arrays = [np.fromfile(one["path"], dtype=np.dtype(one["dtype"])).reshape(one["shape"]) for one in request["inputs"]]
     session = open_session(request["runtime"], request["path"], threads=int(request["threads"]), settings=dict(request["settings"]))
-    shapes = [list(np.asarray(out).shape) for out in session.run(arrays)]
-    return (lambda: session.run(arrays)), str(session.version), shapes
+    begun = time.perf_counter()
+    session.run(arrays)
+    return (lambda: session.run(arrays)), str(session.version), time.perf_counter() - begun
 
 
 def _array(value: Any) -> dict[str, Any]:
@@ -197,21 +209,21 @@ def _array(value: Any) -> dict[str, Any]:
 # ---- peak memory, in a process of its own ---------------------------------------------------------------------------------
 
 
-def _peak_in_a_child(request: dict[str, Any], *, limit_mb: float | None) -> float:
-    """MB that a fresh process grew by. It is ended where it passes the limit, before it takes the machine down."""
+def _peak_in_a_child(request: dict[str, Any], *, limit_mb: float | None, limit_s: float) -> float:
+    """MB that a fresh process grew by. It is ended where it passes a limit, before it takes the machine down."""
     child = subprocess.Popen([sys.executable, sys.argv[0], "memory"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert child.stdin is not None
         child.stdin.write(json.dumps(request).encode())
         child.stdin.close()
         child.stdin = None
-        end = time.monotonic() + MEMORY_TIMEOUT_S
+        end = time.monotonic() + limit_s
         while child.poll() is None:
             now = _resident_mb_of(child.pid)
             if limit_mb is not None and now is not None and now > limit_mb:
                 raise Refused(f"the model needs over {limit_mb:.0f} MB, which is what the machine can give")
             if time.monotonic() > end:
-                raise Refused(f"the model did not run within {MEMORY_TIMEOUT_S} s")
+                raise Refused(f"the model did not run within {limit_s:.0f} s")
             time.sleep(0.005)
         out, errors = child.communicate()
     finally:

@@ -35,16 +35,25 @@ def fingerprint_of(facts: dict[str, Any]) -> str:
 
 
 @contextmanager
-def quiet(threads: int) -> Iterator[None]:
-    """Inference mode, this many torch threads, no garbage collection; all given back."""
-    before, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(threads)
-    gc.disable()
+def torch_threads(count: int) -> Iterator[None]:
+    """So many torch threads, the number before given back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet(threads: int) -> Iterator[None]:
+    """Inference mode, this many torch threads, no garbage collection; all given back."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with torch_threads(threads), torch.inference_mode():
+            yield
+    finally:
         if collecting:
             gc.enable()
 
@@ -111,7 +120,7 @@ class _Local(Device):
             return timing.rounds(self._reference_call(), clock=self.clock, seconds=seconds)
 
     def _call(self, module: nn.Module, image: Tensor) -> timing.Call:
-        with torch.inference_mode():
+        with torch_threads(self.threads), torch.inference_mode():  # a compiler writes code for as many threads as there are
             ready = self.runtime.prepare(module, image)
             ready(image)
         return lambda: ready(image)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -24,11 +23,11 @@ from nasvit.devices.base import DEVICES, Device, Prepared, example
 from nasvit.devices.bundle import bundle, write_bundle
 from nasvit.devices.calibration import cache_folder
 from nasvit.devices.form import inference_form
-from nasvit.devices.local import MEMORY_SHARE, fingerprint_of
+from nasvit.devices.local import MEMORY_SHARE, fingerprint_of, torch_threads
 from nasvit.devices.lock import machine_lock
 from nasvit.devices.memory import peak_bytes
 from nasvit.devices.reference import VERSION, make_reference
-from nasvit.devices.replies import sound_attempt, sound_facts, sound_peak, sound_rounds
+from nasvit.devices.replies import sound_attempt, sound_facts, sound_peak, sound_rounds, sound_seconds
 from nasvit.devices.spec import DeviceSpec
 from nasvit.devices.transport import (
     LOCK_TIMEOUT_S,
@@ -45,6 +44,9 @@ from nasvit.runtimes import FileRuntime, Runtime
 
 TRIES = 3
 """So many faults in a row, and a device is quarantined."""
+FEWEST_RUNS = 10
+"""Of a network whose runs are so long that time is the bound: to warm up, and for its peak memory."""
+MEMORY_TIMEOUT_S = 100.0
 
 
 class AgentDevice(Device):
@@ -101,14 +103,22 @@ class AgentDevice(Device):
                                   "`nasvit devices check`")
         if self._link is None:
             with self.fault_counted():
-                self._link = link = self.start()
-                hello = link.ask("hello", timeout_s=START_TIMEOUT_S)
-                self._facts = sound_facts({**hello.get("facts", {}), "keeps_freed_memory": hello.get("keeps_freed_memory")}, name=self.name)
-                missing = {"cpu", "cores", "machine", "system", "python"} - set(self._facts)
-                if missing:
-                    raise DeviceFault(f"{self.name}: it does not say its {', '.join(sorted(missing))}")
-                self._version = self._open_reference(link)
+                link = self.start()
+                try:
+                    self._facts, self._version = self._introduced(link), self._open_reference(link)
+                except BaseException:  # without its reference network it is no device
+                    link.close()
+                    raise
+                self._link = link
         return self._link
+
+    def _introduced(self, link: Link) -> dict[str, Any]:
+        hello = link.ask("hello", timeout_s=START_TIMEOUT_S)
+        facts = sound_facts({**hello.get("facts", {}), "keeps_freed_memory": hello.get("keeps_freed_memory")}, name=self.name)
+        missing = {"cpu", "cores", "machine", "system", "python"} - set(facts)
+        if missing:
+            raise DeviceFault(f"{self.name}: it does not say its {', '.join(sorted(missing))}")
+        return facts
 
     def close(self) -> None:
         """End the agent."""
@@ -118,7 +128,8 @@ class AgentDevice(Device):
 
     @contextmanager
     def fault_counted(self) -> Iterator[None]:
-        """A DeviceFault inside closes the agent and counts; the third in a row becomes a DeviceLostError."""
+        """A DeviceFault inside closes the agent and counts; the third in a row becomes a DeviceLostError. An interruption closes it, too:
+        its next answer would be to what was asked before."""
         try:
             yield
         except DeviceFault as fault:
@@ -128,12 +139,19 @@ class AgentDevice(Device):
                 raise DeviceLostError(f"{self.name} is in quarantine from now on, after {TRIES} faults in a row, the last: "
                                       f"{fault}") from fault
             raise
+        except Exception:
+            raise
+        except BaseException:
+            self.close()
+            raise
 
     def _open_reference(self, link: Link) -> str:
         module, image = make_reference()
         if self._reference_files is None:
-            self._reference_files = tempfile.TemporaryDirectory(prefix="nasvit-reference-")
-            self._exported_reference = self._exported(module, image, folder=Path(self._reference_files.name))
+            files = tempfile.TemporaryDirectory(prefix="nasvit-reference-")
+            with machine_lock.training():  # exporting is work
+                self._exported_reference = self._exported(module, image, folder=Path(files.name))
+            self._reference_files = files
         request = self._sent(link, "reference", self._exported_reference, image)
         return str(link.ask("open", **request).get("version"))[:100]
 
@@ -149,10 +167,11 @@ class AgentDevice(Device):
                 image = example(form, shape=input_shape)
                 self._check_memory(link, form, image)
                 path = self._exported(form, image, folder=Path(folder))
-                request = self._opened(link, key, path, image)
+                request, first_s = self._opened(link, key, path, image)
             try:
-                yield Prepared(device=self, batch_size=input_shape[0], attempt=lambda repeats: self._attempt(key, repeats),
-                               peak=lambda: self._peak(request))
+                yield Prepared(device=self, batch_size=input_shape[0],
+                               attempt=lambda repeats: self._attempt(key, repeats, first_s=first_s),
+                               peak=lambda: self._peak(request, first_s=first_s))
             finally:
                 self._forget(key)
 
@@ -198,11 +217,13 @@ class AgentDevice(Device):
                     with self.fault_counted():
                         link.ask("release")
 
-    def _attempt(self, key: str, repeats: int) -> timing.Attempt:
+    def _attempt(self, key: str, repeats: int, *, first_s: float) -> timing.Attempt:
+        """first_s: what the network's first run took. One that takes long is no device that hangs."""
         link = self.connected()
         with self.fault_counted():
             begun = time.monotonic()
-            reply = link.ask("attempt", candidate=key, reference="reference", threads=self.threads, repeats=repeats)
+            reply = link.ask("attempt", candidate=key, reference="reference", threads=self.threads, repeats=repeats,
+                             extra_s=(FEWEST_RUNS + repeats * timing.LEAST_PAIRS) * first_s)
             found = sound_attempt(reply.get("attempt"), repeats=repeats, elapsed_s=time.monotonic() - begun, name=self.name)
             self._state = sound_facts(reply.get("state"), name=self.name)
         self.faults.clear()
@@ -216,14 +237,16 @@ class AgentDevice(Device):
         known = [mb for mb in (free, machine.available_mb()) if isinstance(mb, float)]
         peak_bytes(form, image, limit=MEMORY_SHARE * min(known) * 1e6 if known else None)
 
-    def _peak(self, request: dict[str, Any]) -> float:
+    def _peak(self, request: dict[str, Any], *, first_s: float) -> float:
         link = self.connected()
         with self.fault_counted():
             state = sound_facts(link.ask("state").get("state"), name=self.name)
             free = state.get("available_mb")
             _, image = make_reference()
             before = self._request("reference", self._exported_reference, image, received=not self.alone_on_host)
-            reply = link.ask("memory", **request, before=[before], limit_mb=MEMORY_SHARE * free if isinstance(free, float) else None)
+            limit_s = MEMORY_TIMEOUT_S + FEWEST_RUNS * first_s
+            reply = link.ask("memory", **request, before=[before], limit_mb=MEMORY_SHARE * free if isinstance(free, float) else None,
+                             limit_s=limit_s, extra_s=limit_s)
             return sound_peak(reply.get("peak_mb"), name=self.name)
 
     # ---- models on their way ----------------------------------------------------------------------------------------------
@@ -231,17 +254,20 @@ class AgentDevice(Device):
     def _exported(self, module: nn.Module, image: Tensor, *, folder: Path) -> Path:
         """The module's file for this runtime, with its input beside it."""
         assert isinstance(self.runtime, FileRuntime)
-        path = self.runtime.export(module, image, folder / "model")
+        with torch_threads(self.threads):  # a compiler writes code for as many threads as there are
+            path = self.runtime.export(module, image, folder / "model")
         image.contiguous().numpy().tofile(folder / "input.bin")
         return path
 
-    def _opened(self, link: Link, key: str, path: Path, image: Tensor) -> dict[str, Any]:
-        """Open it there; a crash is the network's fault where the device is well without it, else the device's."""
+    def _opened(self, link: Link, key: str, path: Path, image: Tensor) -> tuple[dict[str, Any], float]:
+        """Open it there: the request, and the seconds of the first run. A crash is the network's fault where the device is well without it,
+        else the device's."""
         with self.fault_counted():
             try:
                 request = self._sent(link, key, path, image)
-                link.ask("open", **request)
-                return request
+                begun = time.monotonic()
+                reply = link.ask("open", **request)
+                return request, sound_seconds(reply.get("first_s"), elapsed_s=time.monotonic() - begun, name=self.name)
             except AgentCrash as crash:
                 fault = crash
         self.close()
@@ -293,21 +319,22 @@ class Ssh(AgentDevice):
     """Another machine by ssh: ssh://user@host:port/RUNTIME; it needs Python, numpy and the runtime."""
 
     alone_on_host = False
-    _control: Path | None = None
+    _control: tempfile.TemporaryDirectory[str] | None = None
+    """Of the shared connection; it goes with this process, too, where nobody closes the device."""
 
     def start(self) -> Link:
-        if self._control is None:
-            self._control = Path(tempfile.mkdtemp(prefix="nv-", dir="/tmp"))  # short: the path of a socket has 100 characters at most
-        return Link(ssh_install(self.spec, bundle(), control=self._control), name=self.name)
+        if self._control is None:  # short: the path of a socket has 100 characters at most
+            self._control = tempfile.TemporaryDirectory(prefix="nv-", dir="/tmp", ignore_cleanup_errors=True)
+        return Link(ssh_install(self.spec, bundle(), control=Path(self._control.name)), name=self.name)
 
     def close(self) -> None:
         super().close()
         if self._control is not None:
-            *base, separator, host = ssh_base(self.spec, control=self._control)
+            *base, separator, host = ssh_base(self.spec, control=Path(self._control.name))
             with suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run([*base, "-O", "exit", separator, host], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, timeout=10, check=False)
-            shutil.rmtree(self._control, ignore_errors=True)
+            self._control.cleanup()
             self._control = None
 
 

@@ -57,6 +57,13 @@ def sound_peak(raw: Any, *, name: str) -> float:
     return value
 
 
+def sound_seconds(raw: Any, *, elapsed_s: float, name: str) -> float:
+    """How long something took there that took `elapsed_s` here."""
+    (value,) = _numbers([raw], name=name)
+    _within([value], 0.0, 1.05 * elapsed_s + 0.05, what="{} s for a first run", name=name)
+    return value
+
+
 def sound_facts(raw: Any, *, name: str) -> dict[str, Any]:
     """Short texts and finite numbers; whatever else a device says of itself is refused."""
     if not isinstance(raw, Mapping) or len(raw) > 50:

@@ -63,10 +63,13 @@ class Link:
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
 
-    def ask(self, op: str, *, timeout_s: float | None = None, payload: bytes = b"", **fields: Any) -> dict[str, Any]:
-        """The agent's reply. Raises ModelRefused for what it cannot do, DeviceFault where no sound reply comes in time."""
+    def ask(self, op: str, *, timeout_s: float | None = None, extra_s: float = 0.0, payload: bytes = b"", **fields: Any) -> dict[str, Any]:
+        """The agent's reply. extra_s: what the work itself may take, beyond the time in which a device that is well answers.
+
+        Raises ModelRefused for what it cannot do, DeviceFault where no sound reply comes in time.
+        """
         self._number += 1
-        limit = REPLY_TIMEOUT_S if timeout_s is None else timeout_s
+        limit = (REPLY_TIMEOUT_S if timeout_s is None else timeout_s) + extra_s
         deadline = time.monotonic() + limit
         request = json.dumps({"id": self._number, "op": op, **fields}).encode() + b"\n"
         try:
@@ -85,7 +88,7 @@ class Link:
         """Send a file; it is checked by the hash of what arrived."""
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        reply = self.ask("put", payload=data, name=name, bytes=len(data), timeout_s=REPLY_TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S)
+        reply = self.ask("put", payload=data, name=name, bytes=len(data), extra_s=len(data) / SLOWEST_BYTES_PER_S)
         if reply.get("sha256") != digest:
             self._fail(f"the file {name} arrived with another hash ({str(reply.get('sha256'))[:64]!r}, not {digest})")
 

@@ -12,6 +12,14 @@ from nasvit.errors import ConfigError
 from nasvit.runtimes.base import Runtime
 from nasvit.runtimes.parity import Array, outputs_of
 
+MOST = 1000
+"""Images at most, evenly drawn: each is run alone, as it is timed, and both sides see the same ones."""
+
+
+def spread(count: int, *, most: int = MOST) -> Tensor:
+    """(n,) int64: at most so many of `count` indices, evenly over all of them."""
+    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeAccuracy:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,14 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nasvit.errors import ConfigError, MeasurementError
+from nasvit.errors import ConfigError, MeasurementError, ResourceError
 from nasvit.registry import Registry, subclass_of
 from nasvit.runtimes import sessions
 from nasvit.runtimes.sessions import Session, open_session
 
 RUN_TIMEOUT_S = 600
-GRAPH = 2
-"""Raised where an export or a trace makes other operators of the same network: latencies of before and after do not compare."""
+EXHAUSTED = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.ENOMEM), "can't allocate memory", "out of memory",
+             "MemoryError")
+"""What errors say where not the network but the machine is to blame, whichever library words them."""
+MAKE_ROOM = "the machine is at its end: make room on the disk ($TMPDIR) and in memory, then do the same again"
+GRAPH = 3
+"""Raised where an export or a trace makes other operators, or a compiler other code, of the same network: latencies of before and after do
+not compare. (3: compilers write the number of torch's threads into their code, and it is the device's.)"""
 
 
 class Runtime(ABC):
@@ -106,8 +114,8 @@ class FileRuntime(Runtime):
         except (ConfigError, MeasurementError):
             raise
         except Exception as error:  # an exporter may fail with any exception; the user must know which network and runtime it was
-            raise MeasurementError(f"{self.name} cannot take {type(module).__name__} for an input of shape {tuple(example.shape)}: "
-                                   f"{type(error).__name__}: {last_words(error)}") from error
+            raise failed(error, what=f"{self.name} cannot take {type(module).__name__} for an input of shape "
+                                     f"{tuple(example.shape)}") from error
         return target
 
     @property
@@ -155,8 +163,11 @@ def in_environment(interpreter: str, *arguments: str, what: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MeasurementError(f"{what}: {error}") from None
     if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise MeasurementError(f"{what}: the process ended with {done.returncode}: {words[0][:400]}")
+        said = done.stderr.decode(errors="replace")
+        text = f"{what}: the process ended with {done.returncode}: {(said.strip().splitlines()[-1:] or ['it said nothing'])[0][:400]}"
+        if done.returncode == -signal.SIGKILL or any(words in said for words in EXHAUSTED):  # Linux kills where memory is at its end
+            raise ResourceError(f"{text}; {MAKE_ROOM}")
+        raise MeasurementError(text)
 
 
 def lacking(*packages: str, extra: str) -> str | None:
@@ -171,6 +182,17 @@ def package_version(package: str) -> str:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return f"{package} absent"
+
+
+def failed(error: BaseException, *, what: str) -> MeasurementError:
+    """The error to raise where a compiler or an exporter raised one: a ResourceError where the machine, not the network, is to blame."""
+    text = f"{what}: {type(error).__name__}: {last_words(error)}"
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, MemoryError) or any(words in str(reason) for words in EXHAUSTED):
+            return ResourceError(f"{text}; {MAKE_ROOM}")
+        reason = reason.__cause__ or reason.__context__
+    return MeasurementError(text)
 
 
 def last_words(error: BaseException, *, most: int = 400) -> str:

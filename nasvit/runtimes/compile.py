@@ -10,8 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from nasvit.errors import MeasurementError
-from nasvit.runtimes.base import RUNTIMES, Runtime, last_words
+from nasvit.runtimes.base import RUNTIMES, Runtime, failed
 
 
 @RUNTIMES.register("compile")
@@ -33,8 +32,7 @@ class Compile(Runtime):
                 compiled = torch.compile(graph, fullgraph=True, dynamic=False)
                 compiled(example)
         except Exception as error:  # a compiler may fail with any exception; the user must know for which network
-            raise MeasurementError(f"compile cannot take {type(module).__name__} for an input of shape {tuple(example.shape)}: "
-                                   f"{type(error).__name__}: {last_words(error)}") from error
+            raise failed(error, what=f"compile cannot take {type(module).__name__} for an input of shape {tuple(example.shape)}") from error
         return compiled
 
     def version(self) -> str:

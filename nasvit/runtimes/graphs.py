@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.errors import MeasurementError
-from nasvit.runtimes.base import RUNTIMES, Runtime, last_words
+from nasvit.runtimes.base import RUNTIMES, Runtime, failed
 
 WARM_UP = 3
 
@@ -39,7 +39,7 @@ class Graphs(Runtime):
             with torch.inference_mode(), torch.cuda.graph(graph):
                 made = module(given)
         except RuntimeError as error:
-            raise MeasurementError(f"graphs cannot take {type(module).__name__}: {last_words(error)}") from error
+            raise failed(error, what=f"graphs cannot take {type(module).__name__}") from error
 
         def call(image: Tensor) -> object:
             if image.data_ptr() != example.data_ptr():

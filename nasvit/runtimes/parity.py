@@ -26,6 +26,9 @@ from nasvit.runtimes.base import FileRuntime, Runtime
 BOUND = 1e-4
 """The largest relative difference of two float32 runtimes: of an output's largest deviation to its largest value."""
 
+AT_ONCE = 200
+"""Images that one process of a file runtime runs: many slow ones would outlast its time limit, many large ones fill the disk."""
+
 Array = np.ndarray[Any, Any]
 
 
@@ -85,7 +88,9 @@ def outputs_of(module: nn.Module, *, runtime: Runtime, images: Sequence[Tensor],
     if isinstance(runtime, FileRuntime):
         with TemporaryDirectory(prefix="nasvit-parity-") as folder:
             path = runtime.export(module, images[0], Path(folder) / "model")
-            return runtime.run_file(path, [image.cpu().numpy() for image in images], threads=threads)
+            arrays = [image.cpu().numpy() for image in images]
+            return [outputs for first in range(0, len(arrays), AT_ONCE)
+                    for outputs in runtime.run_file(path, arrays[first:first + AT_ONCE], threads=threads)]
     call = runtime.prepare(module, images[0])
     with torch.inference_mode():
         return [[t.cpu().numpy().copy() for t in _tensors(call(image))] for image in images]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from nasvit.arch import Arch, Block, MixerSpec, Scalar, Stage
-from nasvit.errors import MeasurementError
+from nasvit.errors import MeasurementError, ResourceError
 from nasvit.models.build import build
 from nasvit.runtimes.base import Runtime
 from nasvit.runtimes.parity import BOUND, compare
@@ -23,6 +23,7 @@ from nasvit.space.rules import StageRules, mixer_params, outcomes
 from nasvit.whole_file import whole
 
 Form = Callable[[nn.Module], nn.Module]
+Turn = Callable[[], AbstractContextManager[object]]
 INPUTS = 3
 SEED = 0
 
@@ -43,14 +44,20 @@ class Probe:
     instead: str = ""
 
 
-def unsupported(space: SearchSpace, runtime: Runtime, *, form: Form, threads: int = 1) -> dict[str, str]:
+def unsupported(space: SearchSpace, runtime: Runtime, *, form: Form, threads: int = 1, turn: Turn = nullcontext) -> dict[str, str]:
     """Choice to reason, for `SearchSpace.without`: everything of the space that the runtime does not take, or computes otherwise.
 
     First one network with every choice in it, which mostly suffices; else one for each. form: what a device makes of a network
-    before it is timed. A runtime in another precision than float32 only has to take a block; its accuracy is another matter.
+    before it is timed. turn: what to hold around the work of each network. A runtime in another precision than float32 only has to take a
+    block; its accuracy is another matter. Raises ResourceError where the machine comes to its end: that says nothing of the space.
     """
     exact = runtime.settings.get("precision", "fp32") == "fp32"
-    if fault(covering(space), runtime, form=form, exact=exact, threads=threads) is None:
+
+    def fault_of(arch: Arch) -> str | None:
+        with turn():
+            return fault(arch, runtime, form=form, exact=exact, threads=threads)
+
+    if fault_of(covering(space)) is None:
         return {}
     found: dict[str, str] = {}
     for _, group in groupby(probes(space), key=lambda probe: probe.group):
@@ -58,12 +65,12 @@ def unsupported(space: SearchSpace, runtime: Runtime, *, form: Form, threads: in
         out = {choice.partition("=")[0].partition(".")[0] for choice in found}
         if plain.choice in found or (plain.choice not in plain.mixers and plain.mixers & out):
             continue
-        failed = fault(plain.arch, runtime, form=form, exact=exact, threads=threads)
+        failed = fault_of(plain.arch)
         blamed = ""
         for probe in others:
             if probe.choice in found or (failed is not None and (blamed or probe.instead in found)):
                 continue
-            reason = fault(probe.arch, runtime, form=form, exact=exact, threads=threads)
+            reason = fault_of(probe.arch)
             if failed is None and reason is not None:
                 found[probe.choice] = reason
             elif failed is not None and reason is None:
@@ -72,7 +79,7 @@ def unsupported(space: SearchSpace, runtime: Runtime, *, form: Form, threads: in
             found[blamed or plain.choice] = failed
     if not found:
         raise MeasurementError(f"{runtime.name} takes every block of space {space.name} alone and not all of them together: "
-                               f"{fault(covering(space), runtime, form=form, exact=exact, threads=threads)}")
+                               f"{fault_of(covering(space))}")
     return found
 
 
@@ -81,6 +88,8 @@ def fault(arch: Arch, runtime: Runtime, *, form: Form, exact: bool, threads: int
     ready = form(build(arch, seed=SEED))
     try:
         found = compare(ready, runtime=runtime, shape=(1, arch.in_channels, *arch.image_size), inputs=INPUTS, seed=SEED, threads=threads)
+    except ResourceError:
+        raise
     except MeasurementError as error:
         return str(error)
     if exact and not found.agrees and found.unstable < 1:
@@ -185,29 +194,29 @@ def _variations(space: SearchSpace, s: int, rules: StageRules, label: str) -> li
     return [(label, _first(space, s, rules, label))] if "+" in label else _values(space, s, rules, label)
 
 
-def known_unsupported(space: SearchSpace, runtime: Runtime, *, form: Form, cache: Path, threads: int = 1) -> dict[str, str]:
-    """`unsupported`, looked up in the folder `cache` where it has been found before: for this space, runtime and version of the code.
-
-    Eager takes everything by definition.
+def known_unsupported(space: SearchSpace, runtime: Runtime, *, form: Form, cache: Path, place: str,
+                      turn: Turn = nullcontext) -> dict[str, str]:
+    """`unsupported`, looked up in the folder `cache` where it has been found before: for this space, runtime, version of the code, and
+    `place`, the processor that the runtime prepares for. Eager takes everything by definition.
     """
     if runtime.name == "eager":
         return {}
-    path = cache / f"support-{_key(space, runtime)}.json"
+    path = cache / f"support-{_key(space, runtime, place)}.json"
     with suppress(OSError, ValueError):  # absent, or damaged: found anew
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()):
             return found
-    fresh = unsupported(space, runtime, form=form, threads=threads)
+    fresh = unsupported(space, runtime, form=form, turn=turn)
     with suppress(OSError), whole(path) as temporary:  # a cache that cannot be written costs time, nothing else
         temporary.write_text(json.dumps(fresh), encoding="utf-8")
     return fresh
 
 
-def _key(space: SearchSpace, runtime: Runtime) -> str:
+def _key(space: SearchSpace, runtime: Runtime, place: str) -> str:
     """12 hex digits of all that the answer depends on: the code of the models and runtimes among it."""
     root = Path(__file__).resolve().parent.parent
     files = sorted(file for folder in ("models", "runtimes") for file in (root / folder).rglob("*.py"))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     facts = [space.to_yaml(), space.image_size, space.in_channels, space.num_classes, runtime.name, runtime.settings, runtime.version(),
-             torch.__version__, code.hexdigest()]
+             torch.__version__, place, code.hexdigest()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nasvit.data.augment import Normaliser
 from nasvit.devices import machine_lock, open_device
 from nasvit.errors import NasvitError, RunError
@@ -20,12 +18,9 @@ from nasvit.models.deploy import deploy
 from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes import Runtime
-from nasvit.runtimes.accuracy import RuntimeAccuracy, quantised_accuracy
+from nasvit.runtimes.accuracy import RuntimeAccuracy, quantised_accuracy, spread
 from nasvit.search.directory import read_json, write_json
 from nasvit.search.evaluate import Settings, dataset, trained
-
-MOST = 1000
-"""Validation images at most, evenly drawn: each is run alone, as it is timed, and both sides see the same ones."""
 
 
 def told(precisions: Mapping[str, str], *, pruning: bool = False) -> tuple[str, ...]:
@@ -75,8 +70,7 @@ def _accuracy(record: TrialRecord, *, settings: Settings, runtime: Runtime, thre
         raise RunError("a pruned network's accuracy is measured in float32 alone")
     module = trained(record, settings)
     data = dataset(settings)
-    count = len(data.val)
-    chosen = torch.arange(count) if count <= MOST else torch.linspace(0, count - 1, MOST).long()
+    chosen = spread(len(data.val))
     with machine_lock.training():  # computing is work too: it would disturb another run's measurement
         images = Normaliser.of(data.mean, data.std, device="cpu")(data.val.images[chosen])
         return quantised_accuracy(deploy(module), runtime=runtime, images=images, labels=data.val.labels[chosen], threads=threads)

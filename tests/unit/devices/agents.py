@@ -39,7 +39,11 @@ class Session:
             os.write(1, b"a runtime that talks\\n")
         if self.behaviour == "large" and not self.held:
             self.held.append(np.ones(8_000_000))
-        end = time.perf_counter() + (0.0008 if self.behaviour == "slow" else 0.0004)
+        if self.behaviour == "tires" and self.held:
+            time.sleep(3600)
+        if self.behaviour == "tires":
+            self.held.append(1)
+        end = time.perf_counter() + {"slow": 0.0008, "long": 0.2}.get(self.behaviour, 0.0004)
         while time.perf_counter() < end:
             pass
         return [2 * arrays[0]]

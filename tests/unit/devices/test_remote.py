@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +109,48 @@ def test_a_device_that_hangs_is_in_quarantine_after_three_tries(place: ToyPlace,
     with pytest.raises(DeviceLostError, match="in quarantine after 3 faults"):
         place.measure(Net(), input_shape=SHAPE)
     assert place.started == started  # it is asked no more
+
+
+def test_a_network_that_takes_long_is_no_device_that_hangs(place: ToyPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.connected()
+    monkeypatch.setattr(transport, "REPLY_TIMEOUT_S", 1.0)
+    with place.prepared(Net("long"), input_shape=SHAPE) as ready, place.alone():
+        assert ready.attempt(1).usage.wall_s > 0.4
+    assert place.faults == []
+
+
+def test_an_interruption_goes_through_and_the_next_answer_is_to_the_next_question(place: ToyPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "END_TIMEOUT_S", 0.5)
+    place.connected()
+    with pytest.raises(KeyboardInterrupt), place.prepared(Net("tires"), input_shape=SHAPE) as ready, place.alone():
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        ready.attempt(1)
+    assert place.measure(Net(), input_shape=SHAPE).median_ms > 0
+    assert place.faults == [] and place.started == 2
+
+
+def test_an_agent_without_its_reference_network_is_none(place: ToyPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Toy.write
+
+    def once(*given: object) -> None:
+        monkeypatch.setattr(Toy, "write", write)
+        raise MeasurementError("no room for the reference")
+
+    monkeypatch.setattr(Toy, "write", once)
+    with pytest.raises(MeasurementError, match="no room for the reference"):
+        place.measure(Net(), input_shape=SHAPE)
+    assert place.measure(Net(), input_shape=SHAPE).median_ms > 0
+
+
+def test_a_full_disk_there_is_said_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = 'if "m0" in path: raise OSError(28, "No space left on device")\n                    file.write(chunk)'
+    place = toy_place(tmp_path, monkeypatch, change=(AGENT, "file.write(chunk)", full))
+    try:
+        with pytest.raises(ModelRefused, match=r"the file m0/\S+ cannot be written there: No space left on device; make room"):
+            place.measure(Net(), input_shape=SHAPE)
+        assert place.measure(Net(), input_shape=SHAPE).median_ms > 0 and place.started == 1
+    finally:
+        place.close()
 
 
 def test_a_good_measurement_forgives(place: ToyPlace, monkeypatch: pytest.MonkeyPatch) -> None:

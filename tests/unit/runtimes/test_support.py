@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
+from nasvit.errors import ResourceError
 from nasvit.models.mixers import MIXERS
 from nasvit.runtimes import make_runtime
+from nasvit.runtimes.base import failed
 from nasvit.runtimes.parity import compare
 from nasvit.runtimes.support import covering, known_unsupported, probes, unsupported
 from nasvit.space import SearchSpace, shipped
@@ -99,12 +105,41 @@ def test_every_probe_names_a_choice_that_the_space_can_leave_out() -> None:
 
 def test_what_was_found_is_found_again_without_asking(space: SearchSpace, tmp_path: Path) -> None:
     runtime = Faulty(refuses=lambda mixer: isinstance(mixer, MIXERS["slide"]))
-    first = known_unsupported(space, runtime, form=form, cache=tmp_path)
+    first = known_unsupported(space, runtime, form=form, cache=tmp_path, place="cpu")
     asked = runtime.prepared
-    assert known_unsupported(space, runtime, form=form, cache=tmp_path) == first == {"slide": "no SlideMixer here"}
+    assert known_unsupported(space, runtime, form=form, cache=tmp_path, place="cpu") == first == {"slide": "no SlideMixer here"}
     assert runtime.prepared == asked
-    known_unsupported(space.without(first), runtime, form=form, cache=tmp_path / "other")
+    known_unsupported(space.without(first), runtime, form=form, cache=tmp_path / "other", place="cpu")
     assert runtime.prepared > asked
+    known_unsupported(space, runtime, form=form, cache=tmp_path, place="another GPU")
+    assert len(list(tmp_path.glob("support-*.json"))) == 2, "what a compiler takes for one processor says nothing of another"
+
+
+def test_a_full_disk_says_nothing_of_a_space(space: SearchSpace, tmp_path: Path) -> None:
+    class OnFullDisk(Faulty):
+        def prepare(self, module: nn.Module, example: Tensor) -> Callable[[Tensor], object]:
+            try:
+                raise RuntimeError("writing the graph failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except RuntimeError as error:
+                raise failed(error, what="no graph") from error
+
+    with pytest.raises(ResourceError, match=r"no graph: RuntimeError: .*make room"):
+        known_unsupported(space, OnFullDisk(), form=form, cache=tmp_path, place="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_probe_holds_its_turn(space: SearchSpace) -> None:
+    held: list[str] = []
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        held.append("taken")
+        yield
+        held.append("given back")
+
+    runtime = Faulty(refuses=lambda mixer: isinstance(mixer, MIXERS["slide"]))
+    unsupported(space, runtime, form=form, turn=turn)
+    assert runtime.prepared > 3 and held == ["taken", "given back"] * (len(held) // 2)
 
 
 @pytest.mark.slow
