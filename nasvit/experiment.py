@@ -70,6 +70,10 @@ def places(given: Sequence[str]) -> dict[str, Any]:
     return {"devices": dict(named)}
 
 
+EMBEDDED = "digits"
+"""The data that need no path."""
+
+
 class Experiment(BaseModel):
     """One search, resolved. Frozen; an unknown key is refused.
 
@@ -98,7 +102,7 @@ class Experiment(BaseModel):
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     space: str
-    data: str = "digits"
+    data: str = EMBEDDED
     device: str = "cpu"
     devices: dict[str, str] = Field(default_factory=dict)
     profile: str | dict[str, str] | None = None
@@ -249,7 +253,7 @@ class Experiment(BaseModel):
                 raise ConfigError(f"{path}: an experiment must be a mapping with keys such as space, data, budget")
             given = dict(data)
             cls.check_kind(given, path=Path(path))
-            given |= {key: _near(given[key], Path(path).parent) for key in cls.paths if key in given}
+            given |= {key: _near(given[key], Path(path).parent, folders=key == "data") for key in cls.paths if key in given}
         flags = {k: v for k, v in (overrides or {}).items() if v is not None}
         replaced = {key for flag in flags for key in cls.instead.get(flag, ())}
         merged = {**{key: value for key, value in given.items() if key not in replaced}, **flags}
@@ -269,11 +273,10 @@ class Experiment(BaseModel):
         if "model" in given:
             raise ConfigError(f"{path} is the experiment of a pruning (it has a model); give it to nasvit prune")
 
-    def absolute(self, *, on_disk: Callable[[str], bool]) -> Self:
-        """With every file among its `paths`, and data for which `on_disk` holds, from the root: a run is resumed from any folder, and
-        workers find it. A folder that only bears the name of a shipped space, or of a data set, is no path."""
-        return self.model_copy(update={key: _rooted(getattr(self, key), meant=on_disk if key == "data" else os.path.isfile)
-                                       for key in self.paths})
+    def absolute(self, *, data: Callable[[str], str]) -> Self:
+        """With every file among its `paths` from the root, and its data as `data` says: a run is resumed from any folder, and workers find
+        it. A folder that only bears the name of a shipped space, or of a data set, is no path."""
+        return self.model_copy(update={key: data(self.data) if key == "data" else _rooted(getattr(self, key)) for key in self.paths})
 
     def to_yaml(self) -> str:
         """The resolved experiment; `Experiment.load` gives back an equal one."""
@@ -342,20 +345,22 @@ class PruneExperiment(Experiment):
         return self
 
 
-def _near(value: Any, folder: Path) -> Any:
-    """A path, or each of several by name, that does not exist from here but does from the folder: from there."""
+def _near(value: Any, folder: Path, *, folders: bool) -> Any:
+    """A file (or folder, for data), or each of several by name, that does not exist from here but does from the folder: from there. The
+    name of the embedded data is no path."""
     if isinstance(value, Mapping):
-        return {name: _near(one, folder) for name, one in value.items()}
-    if isinstance(value, str) and not os.path.exists(value) and os.path.exists(folder / value):  # a name too long is absent
+        return {name: _near(one, folder, folders=folders) for name, one in value.items()}
+    there = os.path.exists if folders and value != EMBEDDED else os.path.isfile
+    if isinstance(value, str) and not there(value) and there(folder / value):  # a name too long is absent
         return str(folder / value)
     return value
 
 
-def _rooted(value: Any, *, meant: Callable[[str], bool]) -> Any:
-    """What is meant as a path, or each of several by name, from the root."""
+def _rooted(value: Any) -> Any:
+    """A file, or each of several by name, from the root."""
     if isinstance(value, Mapping):
-        return {name: _rooted(one, meant=meant) for name, one in value.items()}
-    return os.path.realpath(value) if isinstance(value, str) and value and meant(value) else value
+        return {name: _rooted(one) for name, one in value.items()}
+    return os.path.realpath(value) if isinstance(value, str) and os.path.isfile(value) else value
 
 
 def _fault(error: Any, kind: type[Experiment], *, path: Path | None, lines: Mapping[tuple[Any, ...], int], flags: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def make_named(name: str, *, image_size: tuple[int, int], in_channels: int, num_
                drop_path: float = 0.0) -> nn.Module:
     """An untrained model for these images, at this size where the model accepts one. Equal seeds give bit-equal weights.
 
-    Raises ConfigError for an unknown name, and for a drop_path that the model does not take.
+    Raises ConfigError for an unknown name, for images that the model cannot be made for, and for a drop_path that it does not take.
     """
     check_names([name])
     timm = _timm()
@@ -45,12 +45,19 @@ def make_named(name: str, *, image_size: tuple[int, int], in_channels: int, num_
             settings: dict[str, Any] = {**given, **extra}
             try:
                 module: nn.Module = timm.create_model(name, **settings)
-                return module
+                with torch.inference_mode():  # patches that are larger than the image show only here
+                    module.eval()(torch.zeros(1, in_channels, *image_size))
+                return module.train()
             except TypeError as error:
                 if "drop_path" in str(error):
                     raise ConfigError(f"{name} takes no drop_path; set it to 0") from None
                 if "img_size" not in str(error):
                     raise
+            except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+                size = "x".join(map(str, image_size))
+                raise ConfigError(f"timm cannot make {name} for images of {size} px with {in_channels} channels "
+                                  f"({type(error).__name__}: {error}); give a side that suits it (--image-size 224), or take another model"
+                                  ) from error
     raise ConfigError(f"timm cannot make {name}")
 
 

@@ -5,6 +5,7 @@ Shapes: images read from disk are uint8 (N, H, W, C); images handed out are uint
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +115,10 @@ class DataKind(ABC):
     def read(self, spec: str, *, image_size: tuple[int, int], test: bool) -> Source:
         """The training parts, or with `test` the test part (or the pool it is split from). A kind that decodes files one by one
         delivers `image_size`; arrays may keep their own size."""
+
+    def rooted(self, spec: str) -> str:
+        """The same data in words that hold in any folder."""
+        return os.path.realpath(spec) if os.path.exists(spec) else spec
 
 
 KINDS: Registry[type[DataKind]] = Registry("data set kind", group="nasvit.datasets", check=subclass_of(DataKind))

@@ -24,6 +24,9 @@ class Digits(DataKind):
     def describe(self, spec: str) -> DataInfo:
         return DataInfo(kind="digits", natural_size=NATURAL_SIZE, in_channels=1, num_classes=10)
 
+    def rooted(self, spec: str) -> str:
+        return spec  # a folder of that name is another thing
+
     def read(self, spec: str, *, image_size: tuple[int, int], test: bool) -> Source:
         table = _table()
         images = (table[:, :64].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)[..., None]  # stored as 0..16

@@ -24,6 +24,7 @@ _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM"
 """What is decoded. Pillow knows more, and hands some of it to other programs, as PostScript to Ghostscript."""
 _MAX_PIXELS = 1 << 26  # of a decoded image, 8192 x 8192: about 0.7 GB while it is converted
 _BAND = 256  # rows of a 16-bit image at a time
+_DARKEST = 4096  # of 65536: below it a 16-bit image is black in 8 bits
 BROKEN = (  # what Pillow's decoders raise for damaged files
     OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError,
     struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -189,10 +190,12 @@ def _why(error: Exception) -> str:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip it to white
-        pixels = np.empty((image.height, image.width), dtype=np.uint8)
+        pixels, largest = np.empty((image.height, image.width), dtype=np.uint8), 0
         for top in range(0, image.height, _BAND):
-            band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
-            pixels[top : top + _BAND] = np.asarray(band).clip(0, 65535) >> 8
+            band = np.asarray(image.crop((0, top, image.width, min(top + _BAND, image.height)))).clip(0, 65535)
+            pixels[top : top + _BAND], largest = band >> 8, max(largest, int(band.max()))
+        if 0 < largest < _DARKEST:  # 8 or 12 bits in a file of 16: they would all be black
+            raise ValueError(f"16-bit pixels, none over {largest} of 65535; save them in 8 bits")
         return Image.fromarray(pixels).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating point pixels")

@@ -62,10 +62,11 @@ def describe(spec: str) -> DataInfo:
     return KINDS[_kind_of(spec)]().describe(spec)
 
 
-def on_disk(spec: str) -> bool:
-    """Whether `spec` is the path of data that a kind reads, and no data set's name beside which a file or folder happens to lie."""
-    claiming = [name for name in KINDS if KINDS[name]().claims(spec)] if Path(spec).exists() else []
-    return bool(claiming) and "digits" not in claiming
+def rooted(spec: str) -> str:
+    """The same data in words that hold in any folder: paths from the root. What no kind reads stays as it is."""
+    claiming = [name for name in KINDS if KINDS[name]().claims(spec)] if spec.strip() else []
+    kind = "digits" if "digits" in claiming else next(iter(claiming), None)
+    return spec if kind is None else KINDS[kind]().rooted(spec)
 
 
 def _kind_of(spec: str) -> str:

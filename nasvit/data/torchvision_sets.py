@@ -6,6 +6,7 @@ opens those of the part asked for.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,10 @@ class TorchvisionSet(DataKind):
     def describe(self, spec: str) -> DataInfo:
         known = _KNOWN[parse(spec)[0]]
         return DataInfo(kind="torchvision", natural_size=(known.size, known.size), in_channels=known.channels, num_classes=known.classes)
+
+    def rooted(self, spec: str) -> str:
+        name, at, root = spec.partition("@")
+        return f"{name}@{os.path.realpath(os.path.expanduser(root))}" if at else spec
 
     def read(self, spec: str, *, image_size: tuple[int, int], test: bool) -> Source:
         from nasvit.torchvision_ops import ensure

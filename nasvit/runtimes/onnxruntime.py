@@ -40,7 +40,9 @@ class OnnxRuntime(FileRuntime):
 def quantise(source: Path, target: Path) -> None:
     """Dynamic int8: the weights of linear layers are kept in int8, a scale per output; activations get a scale in every run.
 
-    Convolutions stay in float32: their integer kernels need static scales to be fast.
+    Convolutions stay in float32: their integer kernels need static scales to be fast. Weights take seven of the eight bits: x86 processors
+    without VNNI add two products of bytes in 16 bits, where full weights saturate without a word (DeiT-T: logits off by 14 % of the
+    largest, with seven bits 5 %, as fast), and a file must give the same answers wherever it is run.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -51,6 +53,7 @@ def quantise(source: Path, target: Path) -> None:
     before = root.level
     root.setLevel(logging.ERROR)  # it advises on the root logger
     try:
-        quantize_dynamic(model, target, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(model, target, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+                         reduce_range=True)
     finally:
         root.setLevel(before)

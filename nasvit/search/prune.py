@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.cost import count
-from nasvit.data import DataSet, load, load_test, on_disk
+from nasvit.data import DataSet, load, load_test, rooted
 from nasvit.data.augment import Normaliser
 from nasvit.devices import Device, LatencyStats, open_device
 from nasvit.errors import ConfigError, DataError, DeviceLostError, MeasurementError, RunError
@@ -113,7 +113,7 @@ def settled(experiment: PruneExperiment) -> PruneExperiment:
         raise ConfigError(unknown("criterion", experiment.criterion, list(CRITERIA)))
     named = experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch),
                                           "choices": parse_choices(",".join(experiment.choices))})
-    return named.absolute(on_disk=on_disk)  # now: a model given as a file bears its path as its name
+    return named.absolute(data=rooted)  # now: a model given as a file bears its path as its name
 
 
 def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nasvit.data import DataSet, describe, load, on_disk
+from nasvit.data import DataSet, describe, load, rooted
 from nasvit.devices import machine_lock, open_device
 from nasvit.engines import ENGINES, Engine
 from nasvit.errors import ConfigError, RunError
@@ -122,7 +122,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     space = SearchSpace.load(experiment.space, image_size=natural, in_channels=info.in_channels, num_classes=info.num_classes)
     check_space(space)
     data = load(experiment.data, seed=experiment.seed, image_size=natural)
-    experiment = experiment.absolute(on_disk=on_disk)
+    experiment = experiment.absolute(data=rooted)
     before = directory.read_json(out / "env.json") if resume else {}
     gone = gone_of(read(out / directory.RECORDS), experiment)
     device = open_device(experiment.device, threads=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nasvit.data import on_disk
+from nasvit.data import rooted
 from nasvit.errors import ConfigError
 from nasvit.experiment import Experiment, PruneExperiment, parse_limit
 
@@ -151,6 +151,19 @@ def test_paths_hold_from_any_folder_and_folders_that_bear_the_name_of_a_space_or
     for folder in ("digits", "hybrid_tiny", "photos/cat", "photos/dog"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "cpu.json").write_text("{}")
-    named = Experiment(space="hybrid_tiny", data="digits", profile={"cpu": "cpu.json"}).absolute(on_disk=on_disk)
+    named = Experiment(space="hybrid_tiny", data="digits", profile={"cpu": "cpu.json"}).absolute(data=rooted)
     assert (named.space, named.data, named.profile) == ("hybrid_tiny", "digits", {"cpu": str(tmp_path / "cpu.json")})
-    assert Experiment(space="hybrid_tiny", data="photos").absolute(on_disk=on_disk).data == str(tmp_path / "photos")
+    assert Experiment(space="hybrid_tiny", data="photos").absolute(data=rooted).data == str(tmp_path / "photos")
+    for spec, meant in {"torchvision:MNIST@sets": f"torchvision:MNIST@{tmp_path / 'sets'}", "torchvision:MNIST": "torchvision:MNIST",
+                        "no such thing": "no such thing"}.items():
+        assert Experiment(space="hybrid_tiny", data=spec).absolute(data=rooted).data == meant
+
+
+def test_a_folder_beside_an_experiment_that_bears_a_known_name_is_no_path(tmp_path: Path) -> None:
+    for folder in ("digits", "hybrid_tiny", "photos"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "x.yaml").write_text("space: hybrid_tiny\ndata: digits\n")
+    loaded = Experiment.load(tmp_path / "x.yaml")
+    assert (loaded.space, loaded.data) == ("hybrid_tiny", "digits")
+    (tmp_path / "x.yaml").write_text("space: hybrid_tiny\ndata: photos\n")
+    assert Experiment.load(tmp_path / "x.yaml").data == str(tmp_path / "photos")

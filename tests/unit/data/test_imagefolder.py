@@ -73,6 +73,15 @@ def test_grey_of_sixteen_bits_keeps_its_scale(tmp_path: Path) -> None:
     assert abs(int(decode(tmp_path / "x.png", (4, 4)).mean()) - 128) <= 1
 
 
+@pytest.mark.parametrize("value", [200, 4000])
+def test_eight_or_twelve_bits_in_a_file_of_sixteen_are_refused_rather_than_black(tmp_path: Path, value: int) -> None:
+    save(tmp_path / "x.png", value, mode="I;16")
+    with pytest.raises(ValueError, match=f"16-bit pixels, none over {value} of 65535; save them in 8 bits"):
+        decode(tmp_path / "x.png", (4, 4))
+    save(tmp_path / "black.png", 0, mode="I;16")
+    assert not decode(tmp_path / "black.png", (4, 4)).any()
+
+
 def test_an_odd_sized_image_is_cropped_at_its_centre_not_squeezed(tmp_path: Path) -> None:
     pixels = np.zeros((31, 93, 3), dtype=np.uint8)
     pixels[:, 31:62] = 255

@@ -57,3 +57,15 @@ def test_int8_is_close_to_float32_but_not_the_same_and_its_file_is_smaller(name:
         sizes.append(sum(file.stat().st_size for file in path.parent.iterdir()))
     assert sizes[1] < 0.5 * sizes[0]
     assert not capfd.readouterr().out  # which belongs to the commands: --json prints one object
+
+
+def test_int8_weights_leave_room_for_processors_that_add_in_16_bits(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = make_runtime("onnxruntime", precision="int8")
+    if runtime.missing() is not None:
+        pytest.skip(str(runtime.missing()))
+    assert isinstance(runtime, FileRuntime)
+    path = runtime.export(nn.Sequential(nn.Flatten(), nn.Linear(192, 64)).eval(), torch.randn(1, 3, 8, 8), tmp_path / "model")
+    weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    largest = max(int(abs(w.astype(int)).max()) for w in weights if w.size > 64)
+    assert 2 * 255 * largest < 2**15 and largest >= 60
