@@ -16,9 +16,9 @@ MOST = 1000
 """Images at most, evenly drawn: each is run alone, as it is timed, and both sides see the same ones."""
 
 
-def spread(count: int, *, most: int = MOST) -> Tensor:
-    """(n,) int64: at most so many of `count` indices, evenly over all of them."""
-    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
+def spread(count: int) -> Tensor:
+    """(n,) int64: at most MOST of `count` indices, evenly over all of them."""
+    return torch.arange(count) if count <= MOST else torch.linspace(0, count - 1, MOST).long()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

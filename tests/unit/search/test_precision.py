@@ -32,7 +32,7 @@ def test_each_network_of_the_front_is_asked_in_the_devices_runtime_once_and_one_
         return RuntimeAccuracy(eager=0.5, runtime=0.4, same=0.9, images=len(images))  # type: ignore[arg-type]
 
     monkeypatch.setattr(precision, "quantised_accuracy", accuracy)
-    monkeypatch.setattr(precision, "MOST", 50)
+    monkeypatch.setattr("nasvit.runtimes.accuracy.MOST", 50)
     pytest.importorskip("onnxruntime")
     made = replace(settings(tmp_path, Experiment(space="x")), device="cpu/onnxruntime?precision=int8")
     records = [kept(tmp_path, 0, arch(), accuracy=0.5, latency=1.0), kept(tmp_path, 1, arch(width=16), accuracy=0.7, latency=2.0),
@@ -57,7 +57,7 @@ def test_each_network_of_the_front_is_asked_in_the_devices_runtime_once_and_one_
 
 def test_int8_in_onnx_runtime_is_another_function_with_a_figure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(precision, "MOST", 40)
+    monkeypatch.setattr("nasvit.runtimes.accuracy.MOST", 40)
     made = replace(settings(tmp_path, Experiment(space="x")), device="cpu/onnxruntime?precision=int8")
     told = precision.measure_front([kept(tmp_path, 0, arch(width=32, depth=2, mlp=64), accuracy=0.1, latency=1.0)], settings=made,
                                    names=("accuracy", "latency_ms"), precisions={"latency_ms": "int8"}, path=tmp_path / "precision.json")
