@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,7 +95,8 @@ def _of_run(path: Path, *, pick: str, baselines: bool, plan: FinalPlan, device: 
                 folder=(out or path) / "train", device=_torch_device(train_on), versions=_versions())
     place = device or str(run.experiment.get("device", "cpu"))
     scale = float(run.env["reference_ms"]) if "reference_ms" in run.env and device is None else None
-    _train_all(subjects, task, device=place, reference_ms=scale, fingerprint=run.fingerprint if device is None else "")
+    _train_all(subjects, task, device=place, reference_ms=scale, fingerprint=run.fingerprint if device is None else "",
+               anew=device is not None)
     if _first() and out is None:
         page = next(file for file in render(path) if file.suffix == ".html")
         typer.echo(f"report: {page}")
@@ -118,7 +120,7 @@ def _alone(arch: Path | None, models: list[str], *, data: str, image_size: int |
                 recipe=plan.full_recipe({}), folder=(out or TRAINED) / "train", device=_torch_device(train_on), versions=_versions())
     for text in task.data.notes:
         typer.echo(f"note: {text}", err=True)
-    _train_all(subjects, task, device=device or "cpu", reference_ms=None, fingerprint="")
+    _train_all(subjects, task, device=device or "cpu", reference_ms=None, fingerprint="", anew=device is not None)
 
 
 def _picked(run: Run, what: str, *, origin: str) -> list[Subject]:
@@ -179,31 +181,42 @@ def _predicted(run: Run, record: Any) -> dict[str, float]:
     return {"predicted_ms": guess.median_ms, "predicted_low_ms": guess.low_ms, "predicted_high_ms": guess.high_ms}
 
 
-def _train_all(subjects: list[Subject], task: Task, *, device: str, reference_ms: float | None, fingerprint: str) -> None:
+def _train_all(subjects: list[Subject], task: Task, *, device: str, reference_ms: float | None, fingerprint: str, anew: bool) -> None:
+    """fingerprint: of the run's device, whose scale is reference_ms; "" where latencies have a scale of their own. anew: measure on this
+    device what another one gave a latency before."""
     from nasvit.devices import open_device
     from nasvit.finals import known_plan, train_in_full
     from nasvit.training import joined
 
     for subject in subjects:  # before hours are spent on the first of them
         known_plan(subject, task)
-    opened: list[Any] = []  # once for all, and only when the first training is done
+    try:
+        open_device(device, threads=1).close()
+    except ConfigError as error:  # now, and not behind hours of training
+        if anew:
+            raise
+        typer.echo(f"note: {error}; no latency will be measured", err=True)
+    opened, after = list[Any](), ExitStack()  # once for all, and only when the first training is done
 
     def measure_on() -> Any:
         if not opened:
-            opened.append(open_device(device, threads=1, reference_ms=reference_ms))
-            if fingerprint and opened[0].fingerprint != fingerprint:
+            place = open_device(device, threads=1, reference_ms=reference_ms)
+            if fingerprint and place.fingerprint != fingerprint:
                 typer.echo(f"note: {device} is not the run's device here; the new latencies stand apart in the report", err=True)
+                place.close()
+                place = open_device(device, threads=1)  # the run's scale is of another machine
+            opened.append(after.enter_context(closing(place)))
         return opened[0]
 
     rows = []
-    with joined(device=task.device) as world:
+    with after, joined(device=task.device) as world:
         local = f"cuda:{world.local_rank}" if task.device == "cuda" else task.device
         for number, subject in enumerate(subjects, start=1):
             bar = Bar(f"{subject.label} ({number} of {len(subjects)})", show=world.first)
             with bar as report:
                 try:
                     rows.append(train_in_full(subject, replace(task, device=local), world=world, report=report, goes_on=bar.goes_on,
-                                              measure_on=measure_on))
+                                              measure_on=measure_on, anew=anew))
                 except KeyboardInterrupt:
                     typer.echo("Interrupted. The same command goes on.", err=True)
                     raise typer.Exit(1) from None

@@ -25,6 +25,10 @@ class WorkerError(NasvitError):
     """The place where a function ran is gone, or its result could not be brought back; the function is not at fault."""
 
 
+class NoRoomError(WorkerError):
+    """The function was never run, or its worker had no room for what it needs: another time, or elsewhere, it may."""
+
+
 class OverLimitError(WorkerError):
     """The function took more time or memory than a job may; its worker was ended. Trying again would end the same way."""
 

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits, OverLimitError, WorkerError, portable, resident_mb, told
+from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits, NoRoomError, OverLimitError, WorkerError, portable, resident_mb, told
 from nasvit.errors import ConfigError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -122,7 +122,7 @@ class ProcessEngine(Engine):
             job.future.set_exception(error)
             return
         except Exception as error:  # whatever it is: a thread that ends here would leave the future open for ever
-            job.future.set_exception(WorkerError(f"a worker process could not be started ({type(error).__name__}: {error})"))
+            job.future.set_exception(NoRoomError(f"a worker process could not be started ({type(error).__name__}: {error})"))
             return
         if answer is not None:
             _settle(job, answer)

@@ -18,7 +18,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from nasvit.engines import parcels
-from nasvit.engines.base import ENGINES, NO_LIMITS, Engine, JobLimits, Node, OverLimitError, WorkerError, portable, resident_mb, told
+from nasvit.engines.base import (
+    ENGINES,
+    NO_LIMITS,
+    Engine,
+    JobLimits,
+    Node,
+    NoRoomError,
+    OverLimitError,
+    WorkerError,
+    portable,
+    resident_mb,
+    told,
+)
 from nasvit.engines.ray_access import HELP, check_reachable, check_token, require_own_token, running_cluster
 from nasvit.errors import ConfigError, NasvitError
 
@@ -45,6 +57,9 @@ class RayEngine(Engine):
     def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS, address: str | None = None, gpus: float = 0.0) -> None:
         address = running_cluster(address)
         self.elsewhere = address is not None
+        if gpus and not self.elsewhere:
+            raise ConfigError(f"a share of a GPU for each worker ({gpus:g}) is a cluster's to give, and there is none: start one "
+                              "(ray start --head), name one (--ray-address), or leave the share away")
         self.workers, self.limits = workers, limits
         self._ray, self._started = _connected(address, workers=workers)
         self._parcels: dict[str, Any] = {}
@@ -173,7 +188,7 @@ class RayEngine(Engine):
                 self._alone_since = time.monotonic()
             elif time.monotonic() - self._alone_since > ROOM_SECONDS:
                 self._alone_since = time.monotonic()
-                raise WorkerError(f"the Ray cluster has had no room for a worker for {ROOM_SECONDS:g} s: each asks for {self._share}, and "
+                raise NoRoomError(f"the Ray cluster has had no room for a worker for {ROOM_SECONDS:g} s: each asks for {self._share}, and "
                                   f"there is {self._ray.cluster_resources()}; start nodes, or ask for less")
             try:
                 if self._ray.wait([slot.ready], timeout=LOOK_SECONDS)[0]:
@@ -184,7 +199,7 @@ class RayEngine(Engine):
                 slot.failures += 1
                 if slot.failures >= STARTS and not any(s.node for s in self._slots):
                     slot.failures = 0
-                    raise WorkerError("Ray cannot start a worker; is this nasvit installed on every node? "
+                    raise NoRoomError("Ray cannot start a worker; is this nasvit installed on every node? "
                                       f"({_last_line(error)})") from error
                 time.sleep(LOOK_SECONDS)
         return True

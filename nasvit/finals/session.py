@@ -45,11 +45,13 @@ class Task:
 
 
 def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report: Callable[[Moment], None] | None = None,
-                  goes_on: Callable[[int], object] = lambda step: None, measure_on: Callable[[], Device] | None = None) -> dict[str, Any]:
+                  goes_on: Callable[[int], object] = lambda step: None, measure_on: Callable[[], Device] | None = None,
+                  anew: bool = False) -> dict[str, Any]:
     """Train into `task.folder / subject.id` and return its metrics; a killed training goes on, a finished one is only read.
 
     The test split is read once, at the end. goes_on: hears the step a killed training goes on from. measure_on: opens the device on which
-    the latency is measured afterwards, by the first process alone. Raises RunError where the folder holds a training of another plan.
+    the latency is measured afterwards, by the first process alone; with `anew` also where there is a latency of another device already.
+    Raises RunError where the folder holds a training of another plan.
     """
     place = task.folder / subject.id
     known = known_plan(subject, task)
@@ -75,8 +77,8 @@ def train_in_full(subject: Subject, task: Task, *, world: World = ALONE, report:
     metrics = read_metrics(place)
     if world.first and metrics.get("test_missing"):
         metrics = _tested_at_last(place, subject, task, metrics)
-    if measure_on is not None and world.first and metrics.get("latency") is None:
-        metrics = _remeasured(place, subject, metrics, device=measure_on(), seed=task.plan.seed)
+    if measure_on is not None and world.first and (anew or metrics.get("latency") is None):
+        metrics = _remeasured(place, subject, metrics, measure_on=measure_on, seed=task.plan.seed)
     return metrics
 
 
@@ -175,19 +177,24 @@ def _counted(module: nn.Module, task: Task) -> dict[str, Any]:
     return {"params_m": cost.params / 1e6, "macs_g": cost.macs / 1e9}
 
 
-def _remeasured(place: Path, subject: Subject, metrics: dict[str, Any], *, device: Device, seed: int) -> dict[str, Any]:
-    """The latency as the search measures it: of the network as it is built, on the run's own scale.
+def _remeasured(place: Path, subject: Subject, metrics: dict[str, Any], *, measure_on: Callable[[], Device], seed: int) -> dict[str, Any]:
+    """The latency as the search measures it: of the network as it is built. One that this device gave before is believed.
 
-    One that cannot be measured now is said in metrics.json and measured the next time: a training is worth more than its figure.
+    One that cannot be measured now, or whose device is not there, is said in metrics.json and measured the next time: a training, and those
+    that follow it, are worth more than its figure.
     """
+    before = metrics.get("latency")
     data = metrics["data"]
     size, channels = tuple(data["image_size"]), len(data["mean"])
     module = subject.make(image_size=size, in_channels=channels, num_classes=len(data["class_names"]), seed=seed)
     known = {key: value for key, value in metrics.items() if key != "latency_missing"}
     try:
+        device = measure_on()
+        if before is not None and before.get("fingerprint") == device.fingerprint:
+            return metrics
         metrics = {**known, "latency": device.measure(module, input_shape=(1, channels, *size), patient=True).to_dict()}
-    except MeasurementError as error:
-        metrics = {**known, "latency": None, "latency_missing": str(error)}
+    except (ConfigError, MeasurementError) as error:
+        metrics = {**known, "latency": before, "latency_missing": str(error)}
     write_json(place / METRICS, metrics)
     return metrics
 

@@ -44,7 +44,8 @@ def select(score: Tensor, *, keep: int, representative: bool = True) -> Selectio
     if not representative:
         return Selection(kept=order[:, :keep], restore=restore, weights=None)
     placeholders = score * (restore == keep)
-    weights = placeholders / placeholders.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    least = max(1e-12, torch.finfo(score.dtype).tiny)  # in float16 the former is nothing
+    weights = placeholders / placeholders.sum(dim=1, keepdim=True).clamp(min=least)
     return Selection(kept=order[:, :keep], restore=restore, weights=weights.unsqueeze(1))
 
 

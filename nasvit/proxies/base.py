@@ -11,11 +11,13 @@ from nasvit.registry import Registry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """value: higher is better. seconds: what it cost. details: losses, epochs, anything worth keeping in the record."""
+    """value: higher is better. seconds: what it cost, without `waited`, those in which other work had the machine. details: losses, epochs,
+    anything worth keeping in the record."""
 
     value: float
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
+    waited: float = 0.0
 
 
 Proxy = Callable[..., Score]

@@ -24,7 +24,7 @@ def fit(module: nn.Module, data: DataSet, *, budget: int, seed: int, recipe: Rec
     result = train(module, data, steps=budget, seed=seed, recipe=recipe, device=device, step_guard=step_guard,
                    steps_before=steps_before)
     details = {"loss": float(result.loss), "val_loss": float(result.val_loss), "steps": int(result.steps), "epochs": float(result.epochs)}
-    return Score(value=float(result.accuracy), seconds=float(result.seconds), details=details)
+    return Score(value=float(result.accuracy), seconds=float(result.seconds - result.waited), waited=result.waited, details=details)
 
 
 @PROXIES.register("short_train")

@@ -16,7 +16,7 @@ from nasvit.data import DataSet
 from nasvit.devices import machine_lock
 from nasvit.errors import ConfigError
 from nasvit.named import check_names, make_named
-from nasvit.proxies import short_train
+from nasvit.proxies import Score, short_train
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search.evaluate import Settings, dataset, derive_seed, failure, finished, gate, train_on
 from nasvit.search.in_turn import Submits, in_turn
@@ -49,14 +49,15 @@ def evaluate_timm(settings: Settings, label: str, number: int) -> TrialRecord:
         data, recipe = dataset(settings), Recipe.of(settings.recipe)
         free = replace(settings, limits={})
         record = gate(make(name, data=data, seed=seed), shape=(1, data.in_channels, *data.image_size), settings=free, record=record)
-        module, trained, seconds = make(name, data=data, seed=seed), 0, 0.0
+        module, trained, scores = make(name, data=data, seed=seed), 0, list[Score]()
         for rung, steps in enumerate(settings.rungs, start=1):
             score = short_train.fit(module, data, budget=steps - trained, seed=derive_seed(settings.seed, label, rung), recipe=recipe,
                                     device=train_on(settings), step_guard=machine_lock.training,
                                     steps_before=trained)
-            trained, seconds = steps, seconds + score.seconds
-        record = finished(record, score=score, checkpoint=None)
-        record = replace(record, seconds={**record.seconds, "train": seconds})
+            scores.append(score)
+            trained = steps
+        whole = replace(scores[-1], seconds=sum(s.seconds for s in scores), waited=sum(s.waited for s in scores))
+        record = finished(record, score=whole, checkpoint=None)
     except Exception as error:  # recorded whole: a model that does not fit the data is an answer too
         record = replace(record, objectives={}, **failure(error))
     return replace(record, seconds={**record.seconds, "total": time.perf_counter() - clock})

@@ -63,8 +63,11 @@ def claimed(out: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(f"another search is working in {out}; wait for it, or choose another --out") from None
+        except OSError as error:
+            raise RunError(f"{out} cannot be locked ({error.strerror}), so that a second search there would go unnoticed; choose an --out "
+                           "on a file system with locks") from None
         try:
             yield
         finally:
@@ -132,16 +135,21 @@ def check_objectives(records: Sequence[TrialRecord], names: Sequence[str]) -> No
                            "trials; choose the objectives that the run began with, or another --out")
 
 
-def summary(records: Sequence[TrialRecord], experiment: Experiment, *, stopped_because: str, wall_seconds: float,
+def summary(records: Sequence[TrialRecord], experiment: Experiment, *, stopped_because: str, seconds: float, before: Mapping[str, Any],
             sessions: int) -> dict[str, Any]:
     """The figures of a run. train, measure (counting and timing) and wait (for the machine, while another worker
-    measures) are sums over the workers; overhead_share is what the three leave of wall_seconds x workers."""
+    measures) are sums over the workers; overhead_share is what the three leave of worker_seconds, each session's seconds times its workers.
+
+    seconds: of this session. before: the summary of those before it.
+    """
     done = counts(records)
     total = {key: sum(r.seconds.get(key, 0.0) for r in records) for key in ("train", "measure", "wait")}
     busy = sum(total.values())
-    share = 1 - busy / (wall_seconds * experiment.workers) if wall_seconds > 0 else 0.0
+    wall = float(before.get("wall_seconds", 0.0))
+    workers = float(before.get("worker_seconds", wall * int(before.get("workers", 1)))) + seconds * experiment.workers
+    share = 1 - busy / workers if workers > 0 else 0.0
     return {"budget": experiment.budget, "evaluated": done.evaluated, "rejected": done.rejected, "failed": done.failed,
-            "stopped_because": stopped_because, "wall_seconds": wall_seconds, "train_seconds": total["train"],
+            "stopped_because": stopped_because, "wall_seconds": wall + seconds, "worker_seconds": workers, "train_seconds": total["train"],
             "measure_seconds": total["measure"], "wait_seconds": total["wait"], "overhead_share": max(0.0, share),
             "workers": experiment.workers, "sampler": experiment.sampler, "engine": experiment.engine,
             "rungs": list(experiment.rungs or ()), "objectives": list(experiment.objectives), "limits": dict(experiment.limits),

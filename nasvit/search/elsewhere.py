@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import atexit
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nasvit.data import packed
-from nasvit.engines import Engine, Node, parcels
+from nasvit.engines import Engine, Node, NoRoomError, parcels
 from nasvit.errors import StorageError
 from nasvit.results.record import TrialRecord
 from nasvit.search.evaluate import Evaluate, Job, Settings, dataset, device, in_two_steps, parcel_of
@@ -119,6 +120,8 @@ def at_worker(fn: Evaluate, job: Job, weights: bytes | None) -> tuple[TrialRecor
             return record, None
         names.append(record.checkpoint)
         return record, (here / record.checkpoint).read_bytes()
+    except StorageError as error:  # this worker's disk, and not the run's
+        raise NoRoomError(f"on {platform.node()}: {error}") from error
     finally:
         for name in names:
             (here / name).unlink(missing_ok=True)

@@ -24,14 +24,23 @@ from nasvit.arch import Arch
 from nasvit.cost import count
 from nasvit.data import DataSet, load, unpacked
 from nasvit.devices import Device, DeviceFault, machine_lock, open_device
-from nasvit.engines import parcels
-from nasvit.errors import DeviceLostError, MeasurementError, NasvitError, RunError, StorageError, TrainingError
+from nasvit.engines import NoRoomError, parcels
+from nasvit.errors import (
+    DataError,
+    DeviceLostError,
+    MeasurementError,
+    NasvitError,
+    ResourceError,
+    RunError,
+    StorageError,
+    TrainingError,
+)
 from nasvit.models.build import build
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.proxies import Score, short_train
 from nasvit.proxies.zero_cost import ZERO_COST, ZeroCost, probe_images, score_arch
 from nasvit.results.record import TrialRecord
-from nasvit.search.gone import FAULTY, blamed
+from nasvit.search.gone import BLAMELESS, FAULTY, blamed
 from nasvit.search.objectives import judged, passed
 from nasvit.training import Recipe
 
@@ -39,7 +48,8 @@ from nasvit.training import Recipe
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What all jobs of a run share. rungs: cumulative steps. memory: whether peak memory is asked for. run: the run directory.
-    fingerprint: of the run's device; a worker on another one refuses to measure (empty: any). others: further devices that every
+    fingerprint: of the run's device; a worker on another one refuses to measure (empty: any). data_fingerprint: of the data, which a worker
+    that finds others refuses to train on (empty: any). others: further devices that every
     network is measured on, by name: spec, reference_ms and fingerprint. gone: the names of latencies whose devices have left the search.
     prune: what pruning adds. train_on: where workers train that do
     not measure (empty: where the device's host trains)."""
@@ -55,6 +65,7 @@ class Settings:
     limits: dict[str, float] = field(default_factory=dict)
     memory: bool = False
     fingerprint: str = ""
+    data_fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     others: dict[str, tuple[str, float, str]] = field(default_factory=dict)
     gone: tuple[str, ...] = ()
@@ -131,6 +142,8 @@ def failure(error: BaseException) -> dict[str, Any]:
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, DeviceFault | DeviceLostError) and error.latency:
         return {"status": "failed", "reason": reason, "details": {FAULTY: error.latency}}
+    if isinstance(error, NoRoomError | ResourceError):
+        return {"status": "failed", "reason": reason, "details": dict(BLAMELESS)}
     if isinstance(error, NasvitError):
         return {"status": "failed", "reason": reason}
     trace = "".join(traceback.format_exception(error))  # with the notes that an error from a worker carries
@@ -252,7 +265,8 @@ def finished(record: TrialRecord, *, score: Score, checkpoint: str | None) -> Tr
     if odd:
         raise TrainingError(f"the training gave {', '.join(odd)} that is not finite; lower the recipe's lr or set clip_grad")
     return replace(record, objectives={**record.objectives, "accuracy": score.value}, checkpoint=checkpoint,
-                   seconds={**record.seconds, "train": score.seconds}, details={**record.details, **score.details})
+                   seconds={**record.seconds, "train": score.seconds, "wait": record.seconds.get("wait", 0.0) + score.waited},
+                   details={**record.details, **score.details})
 
 
 def keep(module: nn.Module, job: Job) -> str:
@@ -278,8 +292,13 @@ def trained(record: TrialRecord, settings: Settings) -> nn.Module:
 
 
 def dataset(settings: Settings) -> DataSet:
-    """The run's training and validation images, as they were sent here, else loaded once in a process."""
-    return _sent(parcel_of(settings)) or _dataset(settings.data, settings.seed, settings.image_size)
+    """The run's training and validation images, as they were sent here, else loaded once in a process. Raises DataError where they are not
+    those that the run began with: another split would train on what is validated."""
+    data = _sent(parcel_of(settings)) or _dataset(settings.data, settings.seed, settings.image_size)
+    if settings.data_fingerprint and data.fingerprint != settings.data_fingerprint:
+        raise DataError(f"{settings.data} has changed since the run began (fingerprint {data.fingerprint}, was "
+                        f"{settings.data_fingerprint}); restore it and resume")
+    return data
 
 
 def parcel_of(settings: Settings) -> str:

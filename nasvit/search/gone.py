@@ -19,6 +19,15 @@ FAULTY = "device_of"
 """In a failed record's details: the name of the latency (latency_ms, latency_ms@NAME) whose device was at fault."""
 
 
+BLAMELESS = {"cause": "machine"}
+"""In a failed record's details: the network is not to blame, its machine was at its end or not there. A resumed search forgets it."""
+
+
+def blameless(record: TrialRecord) -> bool:
+    """Whether a failed record says nothing of its network."""
+    return record.status == "failed" and BLAMELESS.items() <= record.details.items()
+
+
 @contextmanager
 def blamed(latency: str) -> Iterator[None]:
     """The fault of a device inside carries the name of the latency that it was to measure."""

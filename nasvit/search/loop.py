@@ -22,7 +22,7 @@ from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search import plateau
 from nasvit.search.evaluate import Job, Settings, derive_seed, failure
-from nasvit.search.gone import FAULTY, gone_of, lost, without
+from nasvit.search.gone import FAULTY, blameless, gone_of, lost, without
 from nasvit.search.gone import told as gone_told
 from nasvit.search.in_turn import Submits
 from nasvit.search.progress import Progress, Tally, snapshot
@@ -69,6 +69,7 @@ class Loop:
         self.evaluate, self.progress, self.on_record, self.network = evaluate, progress, on_record, network
         self.settled = settled  # hears of every trial that has stopped rising
         self.records = list(records)
+        self.inherited = len(self.records)  # of earlier sessions
         self.tally = Tally(self.records)
         self.before = self.tally.counts
         self.screen = Screen(limits=experiment.limits) if screen is None else screen
@@ -174,6 +175,8 @@ class Loop:
         elif done.failed - self.before.failed >= FIRST_FAILURES and done.evaluated == done.rejected == 0 and (
                 FAULTY not in failed[0].details):  # a device's faults have an end of their own
             self.stopped, self.halted = f"the first {done.failed} trials failed, the last because: {failed[0].reason}", True
+        elif self._without_machine():
+            self.stopped, self.halted = f"the last {FIRST_FAILURES} trials failed for want of a machine: {failed[0].reason}", True
         elif self.lost is not None:  # what is measured already still rises
             self.stopped = f"the device is gone: {self.lost}"
         elif done.rejected - self.before.rejected > PATIENCE * budget:
@@ -182,6 +185,11 @@ class Loop:
             self.stopped = f"{done.failed} trials failed, {done.evaluated} evaluated"
         elif self.stopped is None and self.experiment.stop == "plateau":
             self.stopped = self._plateau(done.evaluated)
+
+    def _without_machine(self) -> bool:
+        """Whether the last trials of this session all failed for reasons that are not theirs: going on would only use up networks."""
+        last = self.records[max(self.inherited, len(self.records) - FIRST_FAILURES):]
+        return len(last) == FIRST_FAILURES and all(map(blameless, last))
 
     def _plateau(self, evaluated: int) -> str | None:
         """Why going on is not worth it, where it is not: by what the sampler expects, or by what the last trials added."""
@@ -288,8 +296,10 @@ class Loop:
                    earlier=record)
 
     def _enqueue_unfinished(self) -> bool:
-        """Queue what the end of the search promotes. What fails is not tried again, so this comes to an end."""
-        low = unfinished(self.records, self.experiment.objectives, top=len(self.settings.rungs), eta=self.experiment.eta)
+        """Queue what the end of the search promotes. What fails is not tried again, so this comes to an end; but what an earlier session's
+        machine failed is."""
+        known = [r for i, r in enumerate(self.records) if i >= self.inherited or not blameless(r)]
+        low = unfinished(known, self.experiment.objectives, top=len(self.settings.rungs), eta=self.experiment.eta)
         self.queue.extend(Flight(job=self._next_rung(record), proposal=None) for record in low)
         return bool(low)
 

@@ -279,7 +279,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
                   + ", ".join(f"{loss:.3g} at {rate:.2g}" for rate, loss in rates.items()),)
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=data.image_size, seed=experiment.seed, rungs=rungs, recipe=dict(experiment.recipe), limits=limits,
-                        versions=directory.versions(), fingerprint=device.fingerprint,
+                        versions=directory.versions(), fingerprint=device.fingerprint, data_fingerprint=data.fingerprint,
                         prune={"images": images, "mean": data.mean, "std": data.std},
                         memory="peak_memory_mb" in (*experiment.objectives, *limits))
 

@@ -63,7 +63,8 @@ def recover(job: Job, blank: TrialRecord) -> TrialRecord:
                    recipe=Recipe.of(settings.recipe), device=place, teacher=teacher, step_guard=machine_lock.training, steps_before=before)
     details = {"loss": result.loss, "val_loss": result.val_loss, "steps": steps, "epochs": result.epochs}
     known = replace(blank, status="complete", objectives=earlier.objectives, latency=earlier.latency, fingerprint=earlier.fingerprint)
-    return finished(known, score=Score(value=result.accuracy, seconds=result.seconds, details=details), checkpoint=keep(module, job))
+    score = Score(value=result.accuracy, seconds=result.seconds - result.waited, waited=result.waited, details=details)
+    return finished(known, score=score, checkpoint=keep(module, job))
 
 
 def sliced(job: Job) -> nn.Module:

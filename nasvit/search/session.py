@@ -60,10 +60,11 @@ class Bound:
 
 def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift: bool = False, progress: Progress | None = None,
         evaluate: Callable[[Job], TrialRecord] = evaluate, reference_ms: float | None = None,
-        storage: str | None = None, workers: Workers | None = None) -> dict[str, Any]:
+        storage: str | None = None, workers: Workers | None = None, data_fingerprint: str | None = None) -> dict[str, Any]:
     """Search into the run directory `out` and return its summary. `evaluate` is what a worker does with a job.
 
     reference_ms: the scale of another run whose latencies shall be comparable; without it the device is calibrated.
+    data_fingerprint: of the data of another run whose accuracies shall be.
     storage: URL of an Optuna storage that is given a copy of the trials (`mirror`). It may hold a password, so it is written nowhere.
     workers: of `open_workers(experiment)`, where they have been begun already; the caller shuts them down where this raises early.
 
@@ -76,9 +77,14 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
         directory.check_new_or_resumed(out, resume=resume)
         bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift, reference_ms=reference_ms, progress=progress)
         experiment, records = bound.experiment, read(out / directory.RECORDS, mend=True)
+        if data_fingerprint is not None and bound.env["data"]["fingerprint"] != data_fingerprint:
+            raise RunError(f"{experiment.data} has changed since the search that this is to stand beside (fingerprint "
+                           f"{bound.env['data']['fingerprint']}, was {data_fingerprint}); restore it and resume")
+        if resume:  # what drifted is marked before it replaces what it drifted from
+            directory.write_json(out / "env.json", bound.env)
         directory.write(out / "experiment.yaml", experiment.to_yaml())
         directory.write(out / "space.yaml", bound.space.to_yaml())
-        directory.write_json(out / "env.json", bound.env)
+        directory.write_json(out / "env.json", bound.env)  # last: from here on there is a run to resume
         summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress, storage=storage,
                                workers=workers)
     if str(summary["stopped_because"]).startswith("the first "):
@@ -96,7 +102,7 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
                 progress(replace(now, of="random baseline"))
 
         other = run(twin, out=place, resume=(place / "env.json").exists(), allow_drift=allow_drift, progress=of_random, evaluate=evaluate,
-                    reference_ms=bound.settings.reference_ms)
+                    reference_ms=bound.settings.reference_ms, data_fingerprint=bound.settings.data_fingerprint)
         if other["stopped_because"] == "interrupted":
             summary = {**summary, "stopped_because": "interrupted"}
     return summary
@@ -158,7 +164,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     settings = Settings(run=str(out), data=experiment.data, device=experiment.device, reference_ms=float(device.reference_ms or 0.0),
                         image_size=natural, seed=experiment.seed, rungs=experiment.rungs or (), recipe=dict(experiment.recipe),
                         limits=dict(experiment.limits), versions=directory.versions(),
-                        fingerprint=fingerprint, others=others,
+                        fingerprint=fingerprint, data_fingerprint=data.fingerprint, others=others,
                         memory="peak_memory_mb" in (*experiment.objectives, *experiment.limits))
     return Bound(space=space, settings=settings, env=env, experiment=experiment, drifted=tuple(drifted),
                  notes=(*data.notes, *told(env["excluded"]), *env.get("pilot", {}).get("told", ())))
@@ -241,7 +247,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
     """The loop and the named baselines of a bound experiment; returns the summary."""
     directory.check_objectives(records, without(experiment, gone_of(records, experiment)).objectives)
     pruning = isinstance(experiment, PruneExperiment)
-    started, earlier = time.monotonic(), float(directory.read_json(out / "summary.json").get("wall_seconds", 0.0))
+    started, earlier = time.monotonic(), directory.read_json(out / "summary.json")
     written, latest, notes = started, None, [*bound.notes, *precision.told(precisions(bound.env), pruning=pruning)]
     learned = Scores(experiment.scores, settings=bound.settings) if experiment.scores else None
     searching = _without_truth(experiment)
@@ -252,7 +258,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
 
     def write_summary(stopped_because: str) -> dict[str, Any]:
         figures = directory.summary(loop.records, loop.experiment, stopped_because=stopped_because, sessions=bound.env["sessions"],
-                                    wall_seconds=earlier + time.monotonic() - started)
+                                    seconds=time.monotonic() - started, before=earlier)
         figures |= {"gone": summed(loop.gone, experiment)} if loop.gone else {}
         figures |= {"scores": learned.summary()} if learned is not None else {}
         directory.write_json(out / "summary.json", figures)

@@ -23,6 +23,7 @@ from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.bounded import BoundedStorage
 from nasvit.search.domain import INITIAL, RUNG, ArchDomain, Guesses
+from nasvit.search.gone import blameless
 from nasvit.search.objectives import excess, known_of, told
 from nasvit.search.samplers import make_sampler
 from nasvit.search.zero_cost import Scores
@@ -84,7 +85,7 @@ class Proposer:
         self.limits = dict(limits)
         self.scores, self._turned_down = scores, 0
         self.seen: dict[str, TrialRecord | None] = {}
-        known = sorted(latest(records).values(), key=lambda r: r.trial)
+        known = sorted(latest([r for r in records if not blameless(r)]).values(), key=lambda r: r.trial)
         # moved on by what was finished, so that a resumed search does not propose its beginning again
         shift = seed + len(known)
         self.rng = random.Random(shift)

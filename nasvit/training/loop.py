@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -37,7 +38,8 @@ _GPU_CHECK = 16  # a look at the loss waits for the GPU, so there only every so 
 @dataclass(frozen=True)
 class TrainResult:
     """`accuracy` is validation top-1 (0..1); `loss` the mean training loss of the last tenth of the steps; `seconds` wall time in
-    all, that of killed sessions up to their last checkpoint included; `history` at most HISTORY entries {"step", "loss", "lr"}."""
+    all, that of killed sessions up to their last checkpoint included; `waited` the seconds of it that this session waited for its guard;
+    `history` at most HISTORY entries {"step", "loss", "lr"}."""
 
     accuracy: float
     loss: float
@@ -45,6 +47,7 @@ class TrainResult:
     steps: int
     epochs: float
     seconds: float
+    waited: float
     history: tuple[dict[str, float], ...]
 
 
@@ -120,7 +123,9 @@ def train(
     """
     if steps < 1:
         raise ConfigError(f"steps is {steps}; accepted: 1 or above")
-    started = time.perf_counter()
+    started, waits = time.perf_counter(), [0.0]
+    if step_guard is not nullcontext:
+        step_guard = partial(_counted, step_guard, waits)
     recipe = recipe or Recipe()
     if recipe.lr is None:
         recipe = replace(recipe, lr=default_lr(module))
@@ -136,7 +141,16 @@ def train(
         raise TrainingError(f"the validation loss is {val_loss} after step {steps} of {steps} (lr {recipe.lr:g}); lower the recipe's lr "
                             "or set clip_grad")
     return TrainResult(accuracy=accuracy, loss=loss, val_loss=val_loss, steps=steps, epochs=epochs,
-                       seconds=before + time.perf_counter() - started, history=history)
+                       seconds=before + time.perf_counter() - started, waited=waits[0], history=history)
+
+
+@contextmanager
+def _counted(step_guard: StepGuard, waits: list[float]) -> Iterator[None]:
+    """The guard, with the seconds that it made wait added to waits[0]."""
+    asked = time.perf_counter()
+    with step_guard():
+        waits[0] += time.perf_counter() - asked
+        yield
 
 
 @torch.no_grad()
@@ -144,7 +158,10 @@ def evaluate(
     module: nn.Module, images: Images, *, data: DataSet, device: str = "cpu", batch_size: int = 256, step_guard: StepGuard = nullcontext,
     recipe: Recipe | None = None,
 ) -> tuple[float, float]:
-    """Top-1 accuracy (0..1) and mean cross-entropy on `images`, normalised as `data` says; the module is left in eval mode."""
+    """Top-1 accuracy (0..1) and mean cross-entropy on `images`, normalised as `data` says; the module is left in eval mode.
+
+    In float32 whatever the training computes in: it is what is exported, and what accuracies in other precisions are held against.
+    """
     where = torch.device(device)
     numerics = Numerics.of(where, recipe or Recipe())
     module.to(where).eval()
@@ -153,8 +170,7 @@ def evaluate(
     for pixels, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
         with step_guard():
             labels = labels.to(where)
-            with numerics.autocast():
-                logits = module(numerics.layout(normalise(pixels.to(where))))
+            logits = module(numerics.layout(normalise(pixels.to(where))))
             loss = loss + F.cross_entropy(logits.float(), labels, reduction="sum")
             right = right + (logits.argmax(dim=1) == labels).sum()
             _finish(where, step_guard)

@@ -3,14 +3,17 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from nasvit.commands.train import Bar, _beside, _picked, _predicted
+from nasvit.commands.train import Bar, _beside, _picked, _predicted, _train_all
+from nasvit.finals import FinalPlan, Task
 from nasvit.report import load
 from nasvit.report.picks import pick
-from nasvit.training import Moment
+from nasvit.training import Moment, Recipe
 from tests.unit.report.make_run import write_run
 
 
@@ -70,3 +73,26 @@ def test_beside_a_network_faster_than_all_of_the_random_front_stands_its_fastest
     assert run.random is not None
     slow = run.random.front.assign(latency_ms=run.random.front["latency_ms"] + 100)
     assert _beside(run, replace(run.random, front=slow), run.best().arch_id) == slow.sort_values("latency_ms")["arch_id"].iloc[0]
+
+
+@pytest.mark.parametrize(("own", "scales"), [("here", [None, 5.0]), ("elsewhere", [None, 5.0, None])])
+def test_another_machine_measures_on_its_own_scale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                                   own: str, scales: list[float | None]) -> None:
+    opened: list[Any] = []
+    closed: list[float | None] = []
+
+    def open_device(spec: str, *, threads: int, reference_ms: float | None = None) -> Any:
+        opened.append(reference_ms)
+        return SimpleNamespace(fingerprint=own, close=lambda: closed.append(reference_ms))
+
+    def train_in_full(subject: object, task: object, *, measure_on: Any, **given: object) -> dict[str, Any]:
+        measure_on()
+        return {"label": "a", "params_m": 1.0, "epochs": 1.0}
+
+    monkeypatch.setattr("nasvit.devices.open_device", open_device)
+    monkeypatch.setattr("nasvit.finals.train_in_full", train_in_full)
+    monkeypatch.setattr("nasvit.finals.known_plan", lambda subject, task: None)
+    made = Task(data=None, data_spec="d", split_seed=0, plan=FinalPlan(), recipe=Recipe(), folder=tmp_path)  # type: ignore[arg-type]
+    _train_all([SimpleNamespace(label="a")], made, device="cpu", reference_ms=5.0, fingerprint="here", anew=False)  # type: ignore[list-item]
+    assert opened == scales and sorted(closed, key=str) == sorted(scales, key=str)
+    assert ("is not the run's device here" in capsys.readouterr().err) == (own == "elsewhere")

@@ -207,6 +207,29 @@ def test_a_latency_that_cannot_be_measured_now_is_measured_the_next_time(digits:
     assert second["latency"] == {"median_ms": 2.0} and "latency_missing" not in second
 
 
+def test_a_device_that_is_not_there_costs_a_training_only_its_latency(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path) -> None:
+    def absent() -> Any:
+        raise ConfigError("runtime openvino cannot be used here")
+
+    metrics = train_in_full(Subject.of_arch(tiny_arch), task(digits, tmp_path), measure_on=absent)
+    assert metrics["latency"] is None and metrics["latency_missing"] == "runtime openvino cannot be used here"
+
+
+def test_another_device_measures_anew_only_where_it_is_asked_for(digits: data.DataSet, tiny_arch: Arch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def on(name: str) -> Any:
+        def measure(module: Any, *, input_shape: tuple[int, ...], patient: bool) -> Any:
+            asked.append(name)
+            return SimpleNamespace(to_dict=lambda: {"median_ms": 2.0, "fingerprint": name})
+
+        return lambda: SimpleNamespace(fingerprint=name, measure=measure)
+
+    for name, anew in (("laptop", False), ("laptop", True), ("pi", False), ("pi", True), ("pi", True)):
+        metrics = train_in_full(Subject.of_arch(tiny_arch), task(digits, tmp_path), measure_on=on(name), anew=anew)
+    assert asked == ["laptop", "pi"] and metrics["latency"]["fingerprint"] == "pi"
+
+
 def test_a_model_of_timm_and_of_the_zoo_train_and_read_back(digits: data.DataSet, tmp_path: Path) -> None:
     colour = replace(digits, train=data.Images(images=digits.train.images.repeat(1, 3, 2, 2), labels=digits.train.labels),
                      val=data.Images(images=digits.val.images[:64].repeat(1, 3, 2, 2), labels=digits.val.labels[:64]), mean=digits.mean * 3,
@@ -275,5 +298,5 @@ def test_a_command_of_several_trainings_is_refused_before_the_first_where_one_fo
     train_in_full(Subject.of_arch(other), task(digits, tmp_path))
     with pytest.raises(RunError, match="another plan"):
         _train_all([Subject.of_arch(tiny_arch), Subject.of_arch(other)], task(digits, tmp_path, epochs=3), device="cpu", reference_ms=None,
-                   fingerprint="")
+                   fingerprint="", anew=False)
     assert not (tmp_path / tiny_arch.id).exists()

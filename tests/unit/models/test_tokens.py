@@ -90,3 +90,10 @@ def test_a_learned_share_of_the_class_row_gets_its_gradient_from_the_next_repres
     assert torch.equal(updated.detach(), tokens.update_score(score, row, tradeoff=0.5, selection=tokens.select(score, keep=4)))
     tokens.slow_path(x, tokens.select(updated, keep=2))[:, -1].sum().backward()
     assert share.grad is not None and share.grad.any()
+
+
+def test_tokens_whose_scores_vanish_in_half_precision_give_a_representative_of_nothing_and_no_nan() -> None:
+    score = torch.zeros(1, 4, dtype=torch.float16)
+    score[0, 0] = 1
+    weights = tokens.select(score, keep=1).weights
+    assert weights is not None and torch.equal(weights, torch.zeros(1, 1, 4, dtype=torch.float16))

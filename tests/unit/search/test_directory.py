@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -34,9 +36,22 @@ def test_two_searches_cannot_work_in_one_directory(tmp_path: Path) -> None:
 
 def test_overhead_is_what_training_and_measuring_leave_of_the_workers_time() -> None:
     records = [record(n, seconds={"train": 6.0, "measure": 2.0, "wait": 1.0, "total": 10.0}) for n in range(4)]
-    figures = summary(records, Experiment(space="small", workers=2, budget=4), stopped_because="budget", wall_seconds=20.0, sessions=1)
+    figures = summary(records, Experiment(space="small", workers=2, budget=4), stopped_because="budget", seconds=20.0, before={},
+                      sessions=1)
     assert (figures["train_seconds"], figures["measure_seconds"], figures["wait_seconds"]) == (24.0, 8.0, 4.0)
     assert figures["overhead_share"] == pytest.approx(0.1)
+    more = summary(records * 2, Experiment(space="small", workers=20, budget=8), stopped_because="budget", seconds=2.0, before=figures,
+                   sessions=2)  # ten times the workers for a tenth of the time
+    assert (more["wall_seconds"], more["worker_seconds"]) == (22.0, 80.0) and more["overhead_share"] == pytest.approx(0.1)
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(RunError, match=r"cannot be locked \(No locks available\)"), claimed(tmp_path / "run"):
+        pass
 
 
 def test_drift_names_what_differs_and_only_that() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from nasvit.data import load, packed, unpacked
-from nasvit.engines import parcels
+from nasvit.engines import NoRoomError, parcels
 from nasvit.errors import StorageError
+from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
 from nasvit.search import elsewhere
 from nasvit.search.elsewhere import Elsewhere
@@ -125,6 +127,16 @@ def test_an_error_of_either_place_is_the_futures(remote: Remote, tmp_path: Path,
     monkeypatch.setattr(elsewhere, "write_bytes", full)
     with pytest.raises(StorageError, match="no space"):
         engine.submit(at_once_with_weights, job).result(5)
+
+
+def test_a_workers_full_disk_is_the_workers_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(job: Job) -> TrialRecord:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(elsewhere, "_folder", lambda run: tmp_path)
+    wanted = Job(settings=settings(tmp_path, Experiment(space="small")), trial=0, arch=arch())
+    with pytest.raises(NoRoomError, match=f"on {platform.node()}: no space left"):
+        elsewhere.at_worker(full, wanted, None)
 
 
 def at_once_with_weights(job: Job) -> TrialRecord:

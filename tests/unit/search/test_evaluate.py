@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from nasvit.engines import NoRoomError, WorkerError
 from nasvit.engines.base import portable
-from nasvit.errors import MeasurementError
+from nasvit.errors import DataError, MeasurementError, ResourceError
 from nasvit.experiment import Experiment
 from nasvit.proxies import Score
 from nasvit.results.record import TrialRecord
 from nasvit.search import evaluate as module
-from nasvit.search.evaluate import Job, derive_seed, evaluate
+from nasvit.search.evaluate import Job, derive_seed, evaluate, failure
+from nasvit.search.gone import BLAMELESS
 from tests.unit.search.fakes import arch, settings
 
 
@@ -130,6 +132,26 @@ def test_whatever_happens_to_a_network_becomes_a_failed_record(fault: Exception,
     record = evaluate(job(tmp_path))
     assert (record.status, record.reason) == ("failed", reason)
     assert ("traceback" in record.details) == (not isinstance(fault, MeasurementError))
+
+
+@pytest.mark.parametrize(("error", "own"), [(ResourceError("disk full"), True), (NoRoomError("no nodes"), True),
+                                            (WorkerError("died"), False), (MeasurementError("too noisy"), False)])
+def test_a_network_is_not_blamed_for_its_machine(error: Exception, own: bool) -> None:
+    assert (failure(error).get("details") == BLAMELESS) == own
+
+
+def test_waiting_for_the_machine_is_no_training(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.short_train, "fit", lambda *given, **more: Score(value=0.5, seconds=3.0, waited=2.0))
+    record = evaluate(job(tmp_path))
+    assert record.seconds["train"] == 3.0 and 2.0 <= record.seconds["wait"] < 2.5
+
+
+def test_data_that_changed_since_the_run_began_are_not_trained_on(tmp_path: Path) -> None:
+    common = replace(settings(tmp_path, Experiment(space="small")), data="digits", image_size=(8, 8))
+    known = module.dataset(common).fingerprint
+    assert module.dataset(replace(common, data_fingerprint=known)).fingerprint == known
+    with pytest.raises(DataError, match=f"digits has changed since the run began .fingerprint {known}, was other."):
+        module.dataset(replace(common, data_fingerprint="other"))
 
 
 def test_a_lost_checkpoint_is_named(tmp_path: Path, clock: Clock) -> None:

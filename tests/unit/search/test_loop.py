@@ -11,6 +11,7 @@ from nasvit.errors import StorageError
 from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord, read
 from nasvit.search.evaluate import Job
+from nasvit.search.gone import BLAMELESS
 from nasvit.search.progress import Snapshot, counts
 from tests.unit.search.fakes import Inline, SmallSpace, fake_evaluate, make_loop
 
@@ -138,6 +139,33 @@ def test_a_failed_promotion_leaves_its_trial_at_the_rung_below_and_is_not_tried_
     assert front and {r.rung for r in front} == {1}
     failed = [r.trial for r in loop.records if r.status == "failed"]
     assert len(failed) == len(set(failed)) and set(failed) >= {r.trial for r in front}
+
+
+def test_what_the_machine_failed_is_tried_again_when_the_search_is_resumed(tmp_path: Path) -> None:
+    def without_nodes(job: Job) -> TrialRecord:
+        good = fake_evaluate(job)
+        lost = job.rung > 1 or job.trial == 2
+        return replace(good, status="failed", objectives={}, reason="no room", details=dict(BLAMELESS)) if lost else good
+
+    loop = make_loop(tmp_path, budget=4, evaluate=without_nodes)
+    loop.run()
+    lost = next(r for r in loop.records if r.trial == 2)
+    assert {r.rung for r in pareto(loop.records, ["accuracy", "latency_ms"])} == {1}
+
+    resumed = make_loop(tmp_path, budget=5, records=loop.records)
+    assert lost.arch_id not in resumed.proposer.seen
+    assert resumed.run() == "budget"
+    assert {r.rung for r in pareto(resumed.records, ["accuracy", "latency_ms"])} == {3}
+
+
+def test_a_machine_at_its_end_ends_the_search_before_it_uses_up_the_space(tmp_path: Path) -> None:
+    def fills_up(job: Job) -> TrialRecord:
+        good = fake_evaluate(job)
+        return good if job.trial < 3 else replace(good, status="failed", objectives={}, reason="disk full", details=dict(BLAMELESS))
+
+    loop = make_loop(tmp_path, budget=40, evaluate=fills_up)
+    assert loop.run() == "the last 5 trials failed for want of a machine: disk full"
+    assert loop.records[-1].trial < 12
 
 
 def test_minutes_stop_the_search(tmp_path: Path) -> None:

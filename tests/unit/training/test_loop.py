@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -238,6 +239,17 @@ def test_the_guard_is_entered_around_every_step_and_left(digits: data.DataSet) -
     train(network(), digits, steps=4, seed=0, step_guard=guard)
     evaluated = math.ceil(len(digits.val) / 256)
     assert log == ["in", "out"] * (1 + 4 + evaluated)  # one look at the logits, the steps, the evaluation
+
+
+def test_what_the_guard_makes_wait_is_counted_apart(digits: data.DataSet) -> None:
+    @contextmanager
+    def busy() -> Iterator[None]:
+        time.sleep(0.02)
+        yield
+
+    result = train(network(), digits, steps=5, seed=0, step_guard=busy)
+    assert 0.1 <= result.waited < result.seconds
+    assert train(network(), digits, steps=2, seed=0).waited == 0
 
 
 def test_history_is_short_and_ends_at_the_last_step(digits: data.DataSet) -> None:
