@@ -70,11 +70,11 @@ def _profile(loaded: SearchSpace, target: Device, *, asked: str, device: str, ou
     side = "x".join(map(str, dict.fromkeys(loaded.image_size)))
     place = out or Path("profiles") / f"{loaded.name}-{side}px-{target.fingerprint}.json"
     partial = place.with_suffix(".partial.json")
-    _check_writable(place)
     for path, other in likes.items():
         if other.about.get("fingerprint") == target.fingerprint:
             raise ConfigError(f"{path} is a profile of this very device ({target.fingerprint}), from which nothing has to be carried over: "
                               f"use it as it is (nasvit search --profile {path}), or measure anew without --like")
+    _check_writable(place)
     target.calibrate()
     loaded, excluded = restricted(loaded, device=target)
     for line in told(excluded):
