@@ -25,7 +25,7 @@ from scipy.special import ndtr, ndtri
 from nasvit.results.front import hypervolume, non_dominated
 from nasvit.search.candidates import Batch
 from nasvit.search.gaussian import GaussianProcess
-from nasvit.search.improvement import exact_improvement, free_boxes, improvement
+from nasvit.search.improvement import exact_improvement, free_boxes, improvement, spread
 from nasvit.search.warp import Warp
 
 Array = NDArray[np.float64]
@@ -40,6 +40,11 @@ LEVELS = 64
 """Points of the integral over the quality, beside the front's."""
 USELESS = 0.75
 """Quality worse than this share of the first trials is useless, until it proves otherwise."""
+
+
+EXACT, MEMBERS = 3, 24
+"""With more objectives than the first, boxes are made of so many spread members of the front: they grow as its size to the power of the
+objectives less one (four objectives: 2.8 s of a proposal at 60 members, 22 s at 120)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Goal:
     def of(cls, points: Array, *, reference: Array) -> Goal:
         front = points[non_dominated(points)]
         front = front[np.all(front < reference, axis=1)]
+        if len(reference) > EXACT:
+            front = spread(front, MEMBERS)
         low = front.min(axis=0) if len(front) else reference - np.abs(reference) - 1e-9
         lows, highs = free_boxes(front, reference, low - np.maximum(reference - low, 1e-12))
         return cls(front=front, reference=reference, lows=lows, highs=highs)

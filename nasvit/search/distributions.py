@@ -27,6 +27,16 @@ def values_of(distribution: BaseDistribution, *, most: int = 16) -> tuple[Any, .
     return tuple(low + (high - low) * i / (most - 1) for i in range(most))
 
 
+def widened(known: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
+    """The range that holds both, where both are ranges of one kind; else, and where it adds nothing, the known one."""
+    for kind in (IntDistribution, FloatDistribution):
+        if isinstance(known, kind) and isinstance(now, kind) and (known.log, known.step) == (now.log, now.step):
+            low, high = min(known.low, now.low), max(known.high, now.high)
+            if (low, high) != (known.low, known.high):
+                return kind(low=low, high=high, log=known.log, step=known.step)  # type: ignore[arg-type]
+    return known
+
+
 def thinned(distribution: BaseDistribution) -> bool:
     """Whether `values_of` leaves some values out."""
     if isinstance(distribution, CategoricalDistribution):

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nasvit.arch import Arch
 from nasvit.errors import ArchError
 from nasvit.models.estimate import estimate
-from nasvit.search.distributions import at_share, next_to, ordered, share_of, thinned, values_of
+from nasvit.search.distributions import at_share, next_to, ordered, share_of, thinned, values_of, widened
 from nasvit.search.gaussian import LITTLE_NOISE, MUCH_NOISE
 from nasvit.space import SearchSpace
 from nasvit.space.memory import Configuration, StageMemory
@@ -106,7 +106,10 @@ class LearnedDomain:
     def __init__(self, known: Known | None = None, *, guess: Known | None = None) -> None:
         self._known, self._guess = known, guess
         self._taken: set[int] = set()  # numbers of trials
-        self._order: dict[str, BaseDistribution] = {}  # in the order of asking, as far as trials agree
+        self._asked: dict[str, BaseDistribution] = {}  # in the order of asking, as far as trials agree; ranges as wide as they were
+        self._chosen: set[str] = set()  # names that ever had more than one value to choose from
+        self._order: dict[str, BaseDistribution] = {}  # those of `_asked` that are not moot
+        self.moot: frozenset[str] = frozenset()  # names with one value in each trial and not the same: they follow from the others
         self._configurations: list[Params] = []
         self._conditions: dict[str, tuple[str, frozenset[Any]] | None] = {}
         self._values: dict[str, tuple[Any, ...]] = {}
@@ -119,24 +122,34 @@ class LearnedDomain:
         """Take in what the trials since the last call asked. Those that run may be in the midst of asking, those that failed have ended
         there: only where no other is there yet, they show as much as they show."""
         new = [t for t in trials if t.params and t.state == TrialState.COMPLETE and t.number not in self._taken]
-        names = list(self._order)
+        order = self._order
         if not self._taken:
-            self._order, self._configurations = {}, []
+            self._asked, self._chosen, self._configurations = {}, set(), []
             new = new or [t for t in trials if t.params]
         self._taken.update(t.number for t in new if t.state == TrialState.COMPLETE)
         for trial in new:
-            self._order |= {n: d for n, d in trial.distributions.items() if n not in self._order}
+            self._asked |= {n: widened(self._asked.get(n, d), d) for n, d in trial.distributions.items()}
+            self._chosen |= {n for n, d in trial.distributions.items() if not d.single()}
             self._configurations.append(trial.params)
+        self.moot = frozenset(n for n, d in self._asked.items() if n not in self._chosen and not d.single())
+        self._order = {n: d for n, d in self._asked.items() if n not in self.moot}
         before = self._conditions
         if new:
-            self._conditions = {name: _condition(name, self._configurations) for name in self._order}
-        if list(self._order) != names:
+            shown = self._configurations
+            if self.moot:  # a value that is each trial's own would explain everything
+                shown = [{n: v for n, v in c.items() if n not in self.moot} for c in shown]
+            self._conditions = {name: _condition(name, shown) for name in self._order}
+        if list(self._order.items()) != list(order.items()):
             self._values = {name: values_of(d) for name, d in self._order.items()}
             self._ordered = {name for name, d in self._order.items() if not isinstance(d, CategoricalDistribution)}
             self._columns = [column for name in sorted(self._order)
                              for column in _columns(name, self._values[name], categories=name not in self._ordered)]
             self._tallies = _tallies(self._values)
-        self.learned += self._conditions != before
+        self.learned += self._conditions != before or self._order != order
+
+    def anew(self) -> LearnedDomain:
+        """One that has learned nothing yet, for another study."""
+        return LearnedDomain(self._known, guess=self._guess)
 
     def sample(self, rng: random.Random) -> Params | None:
         return self.complete({}, rng)

@@ -15,6 +15,10 @@ from nasvit.search.domain import RUNG
 Array = NDArray[np.float64]
 
 
+FAR = 1e12
+"""From a limit: nothing is farther, not even an infinite constraint."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What the finished trials say. done: those with values, in the order they came; y: (n, m) minimised; rung: (n,) share of the
@@ -37,7 +41,7 @@ def evidence_of(trials: Sequence[FrozenTrial], keys: Sequence[Key], inputs: Inpu
     ended = [(t, k) for t, k in zip(trials, keys, strict=True) if t.state == TrialState.COMPLETE and k and np.all(np.isfinite(t.values))]
     ended.sort(key=lambda e: (e[0].datetime_complete is None, e[0].datetime_complete, e[0].number))
     tried = inputs.batch([t.params for t, _ in ended], keys=[k for _, k in ended])
-    strain = [max(t.constraints.values(), default=-1.0) for t, _ in ended]
+    strain = [min(max(*t.constraints.values(), -FAR), FAR) if t.constraints else -1.0 for t, _ in ended]
     kept = [i for i, (t, _) in enumerate(ended) if t.user_attrs.get(RUNG) != 0 and strain[i] <= 0]
     done = [ended[i][0] for i in kept]
     top = max((int(t.user_attrs.get(RUNG, 1)) for t in done), default=1)

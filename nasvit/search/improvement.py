@@ -21,6 +21,19 @@ def free_boxes(front: Array, reference: Array, ideal: Array) -> tuple[Array, Arr
     return np.asarray(lows).reshape(-1, len(reference)), np.asarray(highs).reshape(-1, len(reference))
 
 
+def spread(front: Array, most: int) -> Array:
+    """(f, m) -> (most, m): the best of each objective, then one by one the point farthest from those taken; all where they are no more."""
+    if len(front) <= most:
+        return front
+    scaled = (front - front.min(axis=0)) / np.maximum(np.ptp(front, axis=0), 1e-300)
+    taken = list(dict.fromkeys(int(i) for i in scaled.argmin(axis=0)))
+    gaps = ((scaled[:, None] - scaled[None, taken]) ** 2).sum(-1).min(axis=1)
+    while len(taken) < most:
+        taken.append(int(gaps.argmax()))
+        gaps = np.minimum(gaps, ((scaled - scaled[taken[-1]]) ** 2).sum(-1))
+    return front[taken]
+
+
 def _slabs(front: Array, reference: Array, ideal: Array) -> tuple[list[list[float]], list[list[float]]]:
     m = len(reference)
     if m == 1:

@@ -123,7 +123,8 @@ class SurrogateSampler(BaseSampler):
 
     def propose(self, study: Study) -> Params | None:
         """The next configuration, never one that the study has; None while nothing is known of the space."""
-        if self._stock and self._seen[0] == study.study_name:
+        self._turn_to(study)
+        if self._stock:
             plan = self._next(self._seen[1])
             if plan is not None:
                 return plan
@@ -131,17 +132,17 @@ class SurrogateSampler(BaseSampler):
         inputs = self._understand(study, trials)
         if inputs is None:
             return None
-        keys = [key(t.params) for t in trials]
-        seen = self._tried(study, keys)
+        keys = [self._key(t.params) for t in trials]
+        seen = self._tried(keys)
         evidence = evidence_of(trials, keys, inputs)
         if len(evidence.tried) < self.initial:
-            begun = [t.params for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING)]
+            begun = [p for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING) and (p := self._whole_of(t))]
             return self._spread(inputs.batch(begun), seen)
         if self.rng.random() < EXPLORE:
             return self._drawn(seen)
         if len(evidence.done) < FEW:
             return self._allowed(evidence, seen)
-        running = inputs.batch([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
+        running = inputs.batch([p for t in trials if t.state == TrialState.RUNNING and t.params and (p := self._whole_of(t))])
         self._stock = self._best(evidence, running, seen, count=1 + len(self._plans) // STOCK)
         return self._stock.pop(0) if self._stock else self._drawn(seen)
 
@@ -162,12 +163,35 @@ class SurrogateSampler(BaseSampler):
             return self._whole.params[self.rng.choice(left)] if left else None
         return next(iter(drawn), None)
 
-    def _tried(self, study: Study, keys: Sequence[Key]) -> dict[Key, None]:
+    def _turn_to(self, study: Study) -> None:
+        """Of a sampler that is given to a second study, nothing that belongs to the first stays."""
+        if self._seen[0] == study.study_name:
+            return
+        if self._seen[0]:
+            self._plans, self._models, self._inputs, self._survivors, self._places = {}, {}, None, {}, {}
+            if isinstance(self.domain, LearnedDomain):
+                self.domain = self.domain.anew()
+        self._seen, self._stock = (study.study_name, {}), []
+
+    def _tried(self, keys: Sequence[Key]) -> dict[Key, None]:
         """What the study has, ever had (it may show a part of its trials), and is going to have."""
-        if self._seen[0] != study.study_name:
-            self._seen, self._stock = (study.study_name, {}), []
         self._seen[1].update((k, None) for k in keys if k)
         return self._seen[1]
+
+    def _key(self, params: Params) -> Key:
+        """Of what plans decide."""
+        moot = self.domain.moot if isinstance(self.domain, LearnedDomain) else ()
+        return key({name: value for name, value in params.items() if name not in moot} if moot else params)
+
+    def _whole_of(self, trial: FrozenTrial) -> Params | None:
+        """A trial's configuration. One that is in the midst of asking, or ended there with its process, has its plan, or none."""
+        if trial.state != TrialState.RUNNING:
+            return trial.params
+        plan = self._plans.get(trial.number)
+        if plan is None:
+            plan = self.domain.complete(trial.params, random.Random(0))
+            return trial.params if plan is not None and plan.keys() <= trial.params.keys() else None
+        return trial.params if plan.keys() <= trial.params.keys() else plan
 
     def _understand(self, study: Study, trials: Sequence[FrozenTrial]) -> Inputs | None:
         """What models are given, made anew when the domain has learned of further parameters or costs; None while it knows no parameter."""
@@ -343,13 +367,14 @@ class SurrogateSampler(BaseSampler):
 
         Each is taken for evaluated, as it is predicted, before the next one is chosen.
         """
+        self._turn_to(study)
         trials = study.get_trials(deepcopy=False)
         inputs = self._understand(study, trials)
-        keys = [key(t.params) for t in trials]
+        keys = [self._key(t.params) for t in trials]
         evidence = None if inputs is None else evidence_of(trials, keys, inputs)
         if inputs is None or evidence is None or len(evidence.tried) < self.initial or len(evidence.done) < FEW:
             return None
-        seen = self._tried(study, keys)
+        seen = self._tried(keys)
         judge = self.judge(evidence, inputs.batch([]))
         if self._whole is not None:
             judge.aim(self._whole)
@@ -357,6 +382,8 @@ class SurrogateSampler(BaseSampler):
             batch = self._whole.part(judge.shortlist(self._whole, open_=open_))
         else:
             batch = inputs.batch(self._climbed(judge, evidence, seen)[0])
+        if not len(batch):
+            return 0.0
         assert judge.goal is not None
         before, gained = judge.goal.volume, 0.0
         for _ in range(min(proposals, len(batch))):

@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+def _log(y: Array) -> Array:
+    """The logarithm; of what is not positive, as the foot of a grid may be, less than all others."""
+    return np.where(y > 0, np.log(np.maximum(y, np.finfo(float).tiny)), -np.inf)
+
+
 class Plain:
     """For an objective that training decides: as it is. Improvement is counted in it, and what was tried to shorten its bad end (cutting
     it, its logarithm, a power transform, ranks) fitted the mass of networks better and found the best ones later."""
@@ -37,7 +42,7 @@ class Cost:
         return cls(log=bool(y.min() > 0 and y.max() > 4 * y.min()))
 
     def forward(self, y: Array, guess: Array) -> Array:
-        return np.log(y) if self.log else y
+        return _log(y) if self.log else y
 
     def back(self, z: Array, guess: Array) -> Array:
         return np.exp(z) if self.log else z
@@ -47,7 +52,7 @@ class Ratio:
     """For a cost that is known about, as by a latency predictor: the logarithm of how many times the guess it is."""
 
     def forward(self, y: Array, guess: Array) -> Array:
-        return np.asarray(np.log(y / guess))
+        return _log(y / guess)
 
     def back(self, z: Array, guess: Array) -> Array:
         return np.asarray(np.exp(z) * guess)
