@@ -40,11 +40,9 @@ LEVELS = 64
 """Points of the integral over the quality, beside the front's."""
 USELESS = 0.75
 """Quality worse than this share of the first trials is useless, until it proves otherwise."""
-
-
 EXACT, MEMBERS = 3, 24
-"""With more objectives than the first, boxes are made of so many spread members of the front: they grow as its size to the power of the
-objectives less one (four objectives: 2.8 s of a proposal at 60 members, 22 s at 120)."""
+"""With more objectives than the first, boxes are made of so many spread members of the front (with four; half, a third with each more):
+they grow as its size to the power of the objectives less one (four objectives: 2.8 s of a proposal at 60 members, 22 s at 120)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class Goal:
         front = points[non_dominated(points)]
         front = front[np.all(front < reference, axis=1)]
         if len(reference) > EXACT:
-            front = spread(front, MEMBERS)
+            front = spread(front, MEMBERS // (len(reference) - EXACT))
         low = front.min(axis=0) if len(front) else reference - np.abs(reference) - 1e-9
         lows, highs = free_boxes(front, reference, low - np.maximum(reference - low, 1e-12))
         return cls(front=front, reference=reference, lows=lows, highs=highs)

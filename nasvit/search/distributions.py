@@ -28,12 +28,16 @@ def values_of(distribution: BaseDistribution, *, most: int = 16) -> tuple[Any, .
 
 
 def widened(known: BaseDistribution, now: BaseDistribution) -> BaseDistribution:
-    """The range that holds both, where both are ranges of one kind; else, and where it adds nothing, the known one."""
-    for kind in (IntDistribution, FloatDistribution):
-        if isinstance(known, kind) and isinstance(now, kind) and (known.log, known.step) == (now.log, now.step):
-            low, high = min(known.low, now.low), max(known.high, now.high)
-            if (low, high) != (known.low, known.high):
-                return kind(low=low, high=high, log=known.log, step=known.step)  # type: ignore[arg-type]
+    """The range that holds the values of both, where both are ranges of one kind; else the known one."""
+    if known == now:
+        return known
+    if isinstance(known, IntDistribution) and isinstance(now, IntDistribution):
+        step = math.gcd(known.step, now.step, now.low - known.low)
+        return IntDistribution(min(known.low, now.low), max(known.high, now.high), log=known.log, step=step)
+    if isinstance(known, FloatDistribution) and isinstance(now, FloatDistribution):
+        apart = None if known.step is None or known.step != now.step else (now.low - known.low) / known.step
+        same = apart is not None and math.isclose(apart, round(apart), abs_tol=1e-9)  # steps that do not meet: any value
+        return FloatDistribution(min(known.low, now.low), max(known.high, now.high), log=known.log, step=known.step if same else None)
     return known
 
 

@@ -43,10 +43,14 @@ class Domain(Protocol):
     all_useful: whether every configuration is a network that computes something. Where some are not (a table's cells without a path), cheap
     configurations of no quality would take the trials; where all are, the cheap end of the front is as good as the other.
     noise: what is believed beforehand of the noise in what training decides: LITTLE_NOISE or MUCH_NOISE.
+    moot: names that trials have and configurations have not: their values follow from the others.
+    unsure: names that configurations always have and trials do not.
     """
 
     all_useful: bool
     noise: tuple[float, float]
+    moot: frozenset[str]
+    unsure: frozenset[str]
 
     @property
     def learned(self) -> int:
@@ -105,11 +109,16 @@ class LearnedDomain:
 
     def __init__(self, known: Known | None = None, *, guess: Known | None = None) -> None:
         self._known, self._guess = known, guess
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is known of the space, as before a study's first trial."""
         self._taken: set[int] = set()  # numbers of trials
         self._asked: dict[str, BaseDistribution] = {}  # in the order of asking, as far as trials agree; ranges as wide as they were
         self._chosen: set[str] = set()  # names that ever had more than one value to choose from
         self._order: dict[str, BaseDistribution] = {}  # those of `_asked` that are not moot
-        self.moot: frozenset[str] = frozenset()  # names with one value in each trial and not the same: they follow from the others
+        self.moot: frozenset[str] = frozenset()  # names with one value in each trial and not the same
+        self.unsure: frozenset[str] = frozenset()  # names that some trials lack, nothing explains why
         self._configurations: list[Params] = []
         self._conditions: dict[str, tuple[str, frozenset[Any]] | None] = {}
         self._values: dict[str, tuple[Any, ...]] = {}
@@ -120,12 +129,12 @@ class LearnedDomain:
 
     def learn(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in what the trials since the last call asked. Those that run may be in the midst of asking, those that failed have ended
-        there: only where no other is there yet, they show as much as they show."""
+        there: only where no other is there yet, they show as much as they show (`known` and `guess` may need the rest, and wait)."""
         new = [t for t in trials if t.params and t.state == TrialState.COMPLETE and t.number not in self._taken]
         order = self._order
         if not self._taken:
             self._asked, self._chosen, self._configurations = {}, set(), []
-            new = new or [t for t in trials if t.params]
+            new = new or [t for t in trials if t.params and self._known is None and self._guess is None]
         self._taken.update(t.number for t in new if t.state == TrialState.COMPLETE)
         for trial in new:
             self._asked |= {n: widened(self._asked.get(n, d), d) for n, d in trial.distributions.items()}
@@ -133,23 +142,20 @@ class LearnedDomain:
             self._configurations.append(trial.params)
         self.moot = frozenset(n for n, d in self._asked.items() if n not in self._chosen and not d.single())
         self._order = {n: d for n, d in self._asked.items() if n not in self.moot}
-        before = self._conditions
+        before = self._conditions, self.unsure
         if new:
             shown = self._configurations
             if self.moot:  # a value that is each trial's own would explain everything
                 shown = [{n: v for n, v in c.items() if n not in self.moot} for c in shown]
             self._conditions = {name: _condition(name, shown) for name in self._order}
+            self.unsure = frozenset(n for n, c in self._conditions.items() if c is None and any(n not in params for params in shown))
         if list(self._order.items()) != list(order.items()):
             self._values = {name: values_of(d) for name, d in self._order.items()}
             self._ordered = {name for name, d in self._order.items() if not isinstance(d, CategoricalDistribution)}
             self._columns = [column for name in sorted(self._order)
                              for column in _columns(name, self._values[name], categories=name not in self._ordered)]
             self._tallies = _tallies(self._values)
-        self.learned += self._conditions != before or self._order != order
-
-    def anew(self) -> LearnedDomain:
-        """One that has learned nothing yet, for another study."""
-        return LearnedDomain(self._known, guess=self._guess)
+        self.learned += (self._conditions, self.unsure) != before or self._order != order
 
     def sample(self, rng: random.Random) -> Params | None:
         return self.complete({}, rng)
@@ -173,6 +179,8 @@ class LearnedDomain:
         return at_share(distribution, rng.random()) if thinned(distribution) else rng.choice(self._values[name])
 
     def neighbours(self, name: str, value: Any) -> Sequence[Any]:
+        if name in self.moot:
+            return ()
         distribution = self._order[name]
         if not thinned(distribution):
             return next_to(value, self._values[name], steps=name in self._ordered)
@@ -181,8 +189,10 @@ class LearnedDomain:
         return [v for v in dict.fromkeys(near) if v != value]
 
     def everything(self, most: int) -> Sequence[Params] | None:
-        """Where no name hangs on another and no range was thinned out."""
+        """Where every name is always asked and no range was thinned out."""
         if not self._order or any(c is not None for c in self._conditions.values()) or any(thinned(d) for d in self._order.values()):
+            return None
+        if self.unsure:
             return None
         if math.prod(len(values) for values in self._values.values()) > most:
             return None
@@ -228,6 +238,8 @@ class ArchDomain:
 
     all_useful = True
     noise = MUCH_NOISE
+    moot: frozenset[str] = frozenset()
+    unsure: frozenset[str] = frozenset()
 
     def __init__(self, space: SearchSpace, *, objectives: Sequence[str] = (), costs: Costs | None = None, guesses: Guesses | None = None,
                  scores: Costs | None = None) -> None:

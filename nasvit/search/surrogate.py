@@ -32,6 +32,7 @@ from nasvit.search.evidence import Evidence, evidence_of
 from nasvit.search.gaussian import LITTLE_NOISE, GaussianProcess
 from nasvit.search.one_thread import OneThread, one_at_a_time
 from nasvit.search.telling import Columns, telling
+from nasvit.search.tried import Tried, configurations
 from nasvit.search.warp import warp_for
 
 Array = NDArray[np.float64]
@@ -75,6 +76,14 @@ class SurrogateSampler(BaseSampler):
         self.domain = domain or LearnedDomain()
         self.initial = initial
         self._strata = self.rng.sample(range(initial), initial)
+        self._thread = OneThread()
+        self._of: tuple[str, ...] = ()  # the study's name and directions
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of any study."""
+        if isinstance(self.domain, LearnedDomain):
+            self.domain.forget()
         self._plans: dict[int, Params] = {}
         self._models: dict[int, tuple[GaussianProcess, int]] = {}  # objective -> model, and how many points its lengths were fitted on
         self._inputs: Inputs | None = None
@@ -82,9 +91,8 @@ class SurrogateSampler(BaseSampler):
         self._places: dict[Key, int] = {}
         self._survivors: dict[Key, Params] = {}
         self._stock: list[Params] = []  # proposals that are planned and not asked for yet
-        self._seen: tuple[str, dict[Key, None]] = ("", {})
+        self._seen = Tried()
         self._known_of = -1  # what the domain had learned when the inputs were made
-        self._thread = OneThread()
 
     # ---- Optuna's side ----------------------------------------------------------------------------------------------------
 
@@ -99,11 +107,12 @@ class SurrogateSampler(BaseSampler):
     @one_at_a_time
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Plan the whole configuration."""
+        self._turn_to(study, begins=trial.number == 0)
         if not trial.system_attrs.get("fixed_params"):  # an enqueued trial has its plan
             plan = self.propose(study)
             if plan is not None:
                 self._plans[trial.number] = plan
-                self._seen[1][key(plan)] = None
+                self._seen[key(plan)] = None
 
     @one_at_a_time
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
@@ -125,24 +134,24 @@ class SurrogateSampler(BaseSampler):
         """The next configuration, never one that the study has; None while nothing is known of the space."""
         self._turn_to(study)
         if self._stock:
-            plan = self._next(self._seen[1])
+            plan = self._next(self._seen)
             if plan is not None:
                 return plan
         trials = study.get_trials(deepcopy=False)
         inputs = self._understand(study, trials)
         if inputs is None:
             return None
-        keys = [self._key(t.params) for t in trials]
-        seen = self._tried(keys)
+        seen = self._seen
+        keys = seen.take(trials, self.domain)
         evidence = evidence_of(trials, keys, inputs)
         if len(evidence.tried) < self.initial:
-            begun = [p for t in trials if t.params and t.state in (TrialState.COMPLETE, TrialState.RUNNING) and (p := self._whole_of(t))]
+            begun = configurations(trials, (TrialState.COMPLETE, TrialState.RUNNING), plans=self._plans, domain=self.domain)
             return self._spread(inputs.batch(begun), seen)
         if self.rng.random() < EXPLORE:
             return self._drawn(seen)
         if len(evidence.done) < FEW:
             return self._allowed(evidence, seen)
-        running = inputs.batch([p for t in trials if t.state == TrialState.RUNNING and t.params and (p := self._whole_of(t))])
+        running = inputs.batch(configurations(trials, (TrialState.RUNNING,), plans=self._plans, domain=self.domain))
         self._stock = self._best(evidence, running, seen, count=1 + len(self._plans) // STOCK)
         return self._stock.pop(0) if self._stock else self._drawn(seen)
 
@@ -163,35 +172,12 @@ class SurrogateSampler(BaseSampler):
             return self._whole.params[self.rng.choice(left)] if left else None
         return next(iter(drawn), None)
 
-    def _turn_to(self, study: Study) -> None:
-        """Of a sampler that is given to a second study, nothing that belongs to the first stays."""
-        if self._seen[0] == study.study_name:
-            return
-        if self._seen[0]:
-            self._plans, self._models, self._inputs, self._survivors, self._places = {}, {}, None, {}, {}
-            if isinstance(self.domain, LearnedDomain):
-                self.domain = self.domain.anew()
-        self._seen, self._stock = (study.study_name, {}), []
-
-    def _tried(self, keys: Sequence[Key]) -> dict[Key, None]:
-        """What the study has, ever had (it may show a part of its trials), and is going to have."""
-        self._seen[1].update((k, None) for k in keys if k)
-        return self._seen[1]
-
-    def _key(self, params: Params) -> Key:
-        """Of what plans decide."""
-        moot = self.domain.moot if isinstance(self.domain, LearnedDomain) else ()
-        return key({name: value for name, value in params.items() if name not in moot} if moot else params)
-
-    def _whole_of(self, trial: FrozenTrial) -> Params | None:
-        """A trial's configuration. One that is in the midst of asking, or ended there with its process, has its plan, or none."""
-        if trial.state != TrialState.RUNNING:
-            return trial.params
-        plan = self._plans.get(trial.number)
-        if plan is None:
-            plan = self.domain.complete(trial.params, random.Random(0))
-            return trial.params if plan is not None and plan.keys() <= trial.params.keys() else None
-        return trial.params if plan.keys() <= trial.params.keys() else plan
+    def _turn_to(self, study: Study, *, begins: bool = False) -> None:
+        """Nothing stays of another study, be it of the same name, which shows where a first trial `begins` and some were seen."""
+        of = (study.study_name, *(d.name for d in study.directions))
+        if of != self._of or (begins and self._seen):
+            self._of = of
+            self._begin()
 
     def _understand(self, study: Study, trials: Sequence[FrozenTrial]) -> Inputs | None:
         """What models are given, made anew when the domain has learned of further parameters or costs; None while it knows no parameter."""
@@ -257,9 +243,10 @@ class SurrogateSampler(BaseSampler):
 
     def judge(self, evidence: Evidence, running: Batch) -> Judge:
         """Models of all that is not known, and where improvement counts."""
+        assert self._inputs is not None
         m = evidence.y.shape[1]
         unknown = [j for j in range(m) if np.isnan(evidence.done.known[:, j]).any()]
-        quality = which_is_quality(_of_signs(self._inputs), unknown)
+        quality = which_is_quality(self._inputs.signs, unknown)
         modelled = {}
         for j in unknown:
             y, guess = evidence.y[:, j], evidence.done.guess[:, j]
@@ -370,11 +357,11 @@ class SurrogateSampler(BaseSampler):
         self._turn_to(study)
         trials = study.get_trials(deepcopy=False)
         inputs = self._understand(study, trials)
-        keys = [self._key(t.params) for t in trials]
+        seen = self._seen
+        keys = seen.take(trials, self.domain)
         evidence = None if inputs is None else evidence_of(trials, keys, inputs)
         if inputs is None or evidence is None or len(evidence.tried) < self.initial or len(evidence.done) < FEW:
             return None
-        seen = self._tried(keys)
         judge = self.judge(evidence, inputs.batch([]))
         if self._whole is not None:
             judge.aim(self._whole)
@@ -411,8 +398,3 @@ def expected_gain(study: Study, *, proposals: int) -> float | None:
 
 def _signs(study: Study) -> Array:
     return np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in study.directions])
-
-
-def _of_signs(inputs: Inputs | None) -> Array:
-    assert inputs is not None
-    return inputs.signs

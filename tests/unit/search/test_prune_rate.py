@@ -48,7 +48,7 @@ def test_every_rate_is_tried_on_the_same_pruned_network_and_the_least_loss_comes
         weights = torch.cat([p.detach().flatten() for p in module.parameters()])
         tried.append((recipe.lr, steps, len(weights), float(weights.sum())))
         loss = abs(recipe.lr / default_lr(module) - 0.25)
-        return TrainResult(accuracy=0.5, loss=1.0, val_loss=loss, steps=steps, epochs=1.0, seconds=0.0, history=())
+        return TrainResult(accuracy=0.5, loss=1.0, val_loss=loss, steps=steps, epochs=1.0, seconds=0.0, waited=0.0, history=())
 
     monkeypatch.setattr(prune_rate, "train", watched)
     found = rates(known)
