@@ -23,7 +23,7 @@ from nasvit.finals.subject import Subject
 from nasvit.finals.teacher import load_teacher
 from nasvit.finals.trained import ARCH, METRICS, PLAN, STATE, WEIGHTS, read_metrics, write_json, write_text
 from nasvit.models.weight_file import read_weights, write_weights
-from nasvit.training import ALONE, Checkpoint, Moment, Recipe, Watch, World, evaluate, train
+from nasvit.training import ALONE, Checkpoint, Moment, Numerics, Recipe, Watch, World, evaluate, train
 
 PROBE_STEPS = 12
 """Steps that tell the speed where a training is given minutes; the first two only warm up."""
@@ -142,7 +142,8 @@ def _finish(place: Path, subject: Subject, task: Task, module: nn.Module, *, tra
                "seconds": trained["seconds"], "searched": dict(subject.searched), **_counted(module, task), "latency": None,
                "data": {"name": data.name, "spec": task.data_spec, "fingerprint": data.fingerprint, "image_size": list(data.image_size),
                         "mean": list(data.mean), "std": list(data.std), "class_names": list(data.class_names)},
-               "plan": task.plan.model_dump(mode="json"), "recipe": asdict(task.recipe), "versions": task.versions or {}}
+               "plan": task.plan.model_dump(mode="json"), "recipe": asdict(task.recipe), "versions": task.versions or {},
+               "trained_on": Numerics.of(torch.device(task.device), task.recipe).describe()}
     write_json(place / METRICS, metrics)
     (place / STATE).unlink(missing_ok=True)
 

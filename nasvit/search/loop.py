@@ -124,8 +124,15 @@ class Loop:
             for future in [f for f in self.flights if f.done() and not f.cancelled()]:
                 if future.exception() is None:  # a worker that the same Ctrl-C reached has no result
                     self._land(future)
+        self._settle_promoted()
         self._report(None, ended=True)
         return self.stopped or "budget"
+
+    def _settle_promoted(self) -> None:
+        """What was promoted and will not rise in this session any more has stopped where it is."""
+        for flight in (*self.queue, *self.flights.values()):
+            if flight.proposal is not None and flight.job.earlier is not None:
+                self.settled(flight.job.earlier)
 
     def _count_again(self) -> None:
         """An interrupt can fall between a record on disk and its counting; what is on disk counts."""

@@ -96,6 +96,11 @@ class Numerics:
         plain = self.device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if plain else torch.float16
 
+    def describe(self) -> dict[str, str]:
+        """JSON-able: torch's device, the processor where torch names it, and the type in which training computes."""
+        named = {"name": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {}
+        return {"device": str(self.device), **named, "precision": str(self.dtype if self.amp else torch.float32).removeprefix("torch.")}
+
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.dtype) if self.amp else nullcontext()
 

@@ -98,6 +98,7 @@ def test_the_seconds_of_a_killed_training_count_and_it_is_told_where_it_goes_on(
     seconds = [float(row["seconds"]) for row in csv.DictReader((tmp_path / tiny_arch.id / "history.csv").open())]
     assert len(seconds) == 16 and seconds == sorted(seconds) and seconds[6] > 30
     assert metrics["seconds"] > seconds[-1]
+    assert metrics["trained_on"] == {"device": "cpu", "precision": "float32"}
 
 
 def _often(*given: Any, **named: Any) -> Any:

@@ -246,3 +246,17 @@ def test_what_is_due_is_asked_with_the_proposals_still_to_come_however_many_work
     engine.workers = workers
     make_loop(tmp_path, engine=engine, due=lambda left: asked.append(left) or ()).run()
     assert asked == list(range(12, 0, -1))
+
+
+@pytest.mark.parametrize("seconds", [20, 30, 31, 32, 33, 34, 35, 36, 40])
+def test_a_trial_that_was_promoted_when_the_minutes_ended_is_settled_at_the_rung_that_it_has(tmp_path: Path, seconds: int) -> None:
+    def slow(job: Job) -> TrialRecord:
+        loop.started -= 1.0
+        return fake_evaluate(job)
+
+    loop = make_loop(tmp_path, space=SmallSpace(widths=16, depths=8, mlps=8), budget=900, minutes=seconds / 60, evaluate=slow)
+    settled: list[TrialRecord] = []
+    loop.settled = settled.append
+    assert loop.run() == "minutes"
+    highest = {r.trial: r.rung for r in loop.records}
+    assert {r.trial: r.rung for r in settled} == highest
