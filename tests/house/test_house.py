@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = sorted((ROOT / "nasvit").rglob("*.py"))
@@ -88,6 +91,18 @@ def test_the_canary_runs_the_tests_that_start_a_cluster_of_ray() -> None:
     for test in ("test_a_real_search_measures_and_trains", "test_a_dead_worker_fails_only_its_own_future_and_is_replaced[ray]",
                  "test_a_real_tuner_runs_trials_of_a_space"):
         assert test in found
+
+
+def test_every_pinned_version_installs_on_the_first_python_that_the_project_takes() -> None:
+    # a pin that wants 3.11.5 makes the installation fail on Debian 12, whose Python is 3.11.2
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    first = needs.removeprefix(">=").partition(",")[0] + ".0"
+    assert SpecifierSet(needs).contains(first)
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    there = {d.metadata["Name"].lower(): d for d in importlib.metadata.distributions()}
+    known = {name: there[name].metadata["Requires-Python"] for name in pinned if name in there and there[name].version == pinned[name]}
+    assert len(known) > 50
+    assert {name: asked for name, asked in known.items() if asked and not SpecifierSet(asked).contains(first)} == {}
 
 
 def test_every_make_command_of_the_readme_exists() -> None:
