@@ -28,7 +28,9 @@ class MeasurementError(NasvitError):
 
 
 class UnstableError(MeasurementError):
-    """A latency that stayed noisy or drifting up to the bound of attempts: another moment may be calmer."""
+    """A latency that stayed noisy or drifting up to the bound of attempts: another moment may be calmer. seconds: what they took."""
+
+    seconds = 0.0
 
 
 class ResourceError(MeasurementError):

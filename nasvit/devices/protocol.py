@@ -79,10 +79,12 @@ def settle(attempt: Callable[[int], Attempt], *, scale: float, threads: int, bat
         best = min(bad, key=lambda stats: stats.half_width)
     if best.verdict == "stable" or noise == "keep":
         return replace(best, attempts=number)
-    raise UnstableError(
+    unstable = UnstableError(
         f"no stable latency in {number} attempts: {best.verdict}, {best.note}; the best said {best.median_ms:.4g} ms "
         f"({best.ci_low_ms:.4g} to {best.ci_high_ms:.4g}), with the reference network {best.slowness:+.0%} slower than at calibration. "
         "End what else runs on the device, or accept such figures, each with its verdict, by ?noise=keep in the device")
+    unstable.seconds = spent_s
+    raise unstable
 
 
 def patiently(measure: Callable[[], LatencyStats], *, sleep: Callable[[float], None] = time.sleep) -> LatencyStats:

@@ -34,13 +34,14 @@ from nasvit.errors import (
     RunError,
     StorageError,
     TrainingError,
+    UnstableError,
 )
 from nasvit.models.build import build
 from nasvit.models.weight_file import read_weights, write_weights
 from nasvit.proxies import Score, short_train
 from nasvit.proxies.zero_cost import ZERO_COST, ZeroCost, probe_images, score_arch
 from nasvit.results.record import TrialRecord
-from nasvit.search.gone import BLAMELESS, FAULTY, blamed
+from nasvit.search.gone import BLAMELESS, FAULTY, UNSETTLED, blamed
 from nasvit.search.objectives import judged, passed
 from nasvit.training import Recipe
 
@@ -144,6 +145,8 @@ def failure(error: BaseException) -> dict[str, Any]:
         return {"status": "failed", "reason": reason, "details": {FAULTY: error.latency}}
     if isinstance(error, NoRoomError | ResourceError):
         return {"status": "failed", "reason": reason, "details": dict(BLAMELESS)}
+    if isinstance(error, UnstableError):
+        return {"status": "failed", "reason": reason, "details": dict(UNSETTLED), "seconds": {"measure": error.seconds}}
     if isinstance(error, NasvitError):
         return {"status": "failed", "reason": reason}
     trace = "".join(traceback.format_exception(error))  # with the notes that an error from a worker carries

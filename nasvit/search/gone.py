@@ -19,13 +19,28 @@ FAULTY = "device_of"
 """In a failed record's details: the name of the latency (latency_ms, latency_ms@NAME) whose device was at fault."""
 
 
-BLAMELESS = {"cause": "machine"}
-"""In a failed record's details: the network is not to blame, its machine was at its end or not there. A resumed search forgets it."""
+BLAMELESS, UNSETTLED = {"cause": "machine"}, {"cause": "noise"}
+"""In a failed record's details: the network is not to blame, its machine was at its end or not there; or too noisy to measure it.
+A resumed search forgets it."""
 
 
 def blameless(record: TrialRecord) -> bool:
     """Whether a failed record says nothing of its network."""
-    return record.status == "failed" and BLAMELESS.items() <= record.details.items()
+    return unsettled(record) or _says(record, BLAMELESS)
+
+
+def unsettled(record: TrialRecord) -> bool:
+    """Whether it failed because no stable latency was to be had at that moment."""
+    return _says(record, UNSETTLED)
+
+
+def without_machine(records: Sequence[TrialRecord]) -> bool:
+    """Whether all failed for want of a machine. Noise is none of that: it passes."""
+    return all(_says(record, BLAMELESS) for record in records)
+
+
+def _says(record: TrialRecord, cause: Mapping[str, str]) -> bool:
+    return record.status == "failed" and cause.items() <= record.details.items()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord, append, read
 from nasvit.search import plateau
 from nasvit.search.evaluate import Job, Settings, derive_seed, failure
-from nasvit.search.gone import FAULTY, blameless, gone_of, lost, without
+from nasvit.search.gone import FAULTY, blameless, gone_of, lost, unsettled, without, without_machine
 from nasvit.search.gone import told as gone_told
 from nasvit.search.in_turn import Submits
 from nasvit.search.progress import Progress, Tally, snapshot
@@ -36,7 +36,9 @@ FIRST_FAILURES = 5
 PATIENCE = 20
 """Rejected or failed trials allowed for each one of the budget."""
 ATTEMPTS = 2
-"""How often a job is tried when its worker dies."""
+"""How often a job is tried when its worker dies, or when its latency did not become stable."""
+POSTPONED = 3
+"""So many networks at most wait for the machine to become calm."""
 REPORTED = 500
 """So many records are reported each on its own, later ones once in REPORT_SECONDS, because a report looks at all records."""
 REPORT_SECONDS = 1.0
@@ -48,11 +50,13 @@ FINISHING = 1 / 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flight:
-    """A job in the hands of a worker; proposal is None in the finishing pass, where nothing is told any more."""
+    """A job in the hands of a worker; proposal is None in the finishing pass, where nothing is told any more. spent: seconds of the
+    attempts before this one, of those that gave a record."""
 
     job: Job
     proposal: Proposal | None
     attempt: int = 1
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 class Loop:
@@ -85,6 +89,8 @@ class Loop:
         self.landed: queue.SimpleQueue[Future[TrialRecord]] = queue.SimpleQueue()
         self.report_at = 0.0
         self.queue: deque[Flight] = deque()  # promotions: they go before new trials
+        self.postponed: deque[tuple[Flight, TrialRecord]] = deque()  # the latency was not stable; with what is on record if it never is
+        self.calm = False  # another network could be measured since
         # one job more than there are workers, so that none waits while the sampler thinks; alone, a worker is the driver itself
         self.ahead = 1 if engine.workers > 1 else 0
         self.next_trial = max((r.trial for r in self.records), default=-1) + 1
@@ -124,6 +130,7 @@ class Loop:
             for future in [f for f in self.flights if f.done() and not f.cancelled()]:
                 if future.exception() is None:  # a worker that the same Ctrl-C reached has no result
                     self._land(future)
+        self._give_up_postponed()
         self._settle_promoted()
         self._report(None, ended=True)
         return self.stopped or "budget"
@@ -133,6 +140,11 @@ class Loop:
         for flight in (*self.queue, *self.flights.values()):
             if flight.proposal is not None and flight.job.earlier is not None:
                 self.settled(flight.job.earlier)
+
+    def _give_up_postponed(self) -> None:
+        """What could not be measured is on record as failed."""
+        while self.postponed:
+            self._take(*self.postponed.popleft())
 
     def _count_again(self) -> None:
         """An interrupt can fall between a record on disk and its counting; what is on disk counts."""
@@ -158,12 +170,21 @@ class Loop:
             if self.outdated:
                 if self.flights:  # they are told to the study that proposed them
                     return
+                self._give_up_postponed()
                 self.proposer, self.outdated = self._proposer(), False
-            left = self.experiment.budget - self.tally.counts.evaluated - self.rising
-            if self.stopped or not new_trials or left <= 0:
+            left = self.experiment.budget - self.tally.counts.evaluated - self.rising - len(self.postponed)
+            if self.stopped or not new_trials:
+                return
+            if self.postponed and (self.calm or left <= 0 or len(self.postponed) >= POSTPONED):
+                self._fly_postponed()
+                continue
+            if left <= 0:
                 return
             proposal = self.proposer.propose(left=left)
             if proposal is None:
+                if self.postponed:
+                    self._fly_postponed()
+                    continue
                 self.stopped = "space exhausted"
                 return
             job = Job(settings=self.settings, trial=self.next_trial, arch=proposal.arch, params=proposal.params)
@@ -196,7 +217,7 @@ class Loop:
     def _without_machine(self) -> bool:
         """Whether the last trials of this session all failed for reasons that are not theirs: going on would only use up networks."""
         last = self.records[max(self.inherited, len(self.records) - FIRST_FAILURES):]
-        return len(last) == FIRST_FAILURES and all(map(blameless, last))
+        return len(last) == FIRST_FAILURES and without_machine(last)
 
     def _plateau(self, evaluated: int) -> str | None:
         """Why going on is not worth it, where it is not: by what the sampler expects, or by what the last trials added."""
@@ -229,6 +250,11 @@ class Loop:
         self.rising += flight.job.rung == 1
         future.add_done_callback(self.landed.put)
 
+    def _fly_postponed(self) -> None:
+        flight, record = self.postponed.popleft()
+        self.calm = False
+        self._fly(replace(flight, attempt=flight.attempt + 1, spent=record.seconds))
+
     def _land(self, future: Future[TrialRecord]) -> None:
         if future not in self.flights:  # landed by an interrupt
             return
@@ -247,6 +273,12 @@ class Loop:
             job = flight.job
             record = replace(TrialRecord(trial=job.trial, status="failed", rung=job.rung, arch=job.arch.to_dict(), arch_id=job.arch.id,
                                          params=job.params, versions=job.settings.versions, started=time.time()), **failure(error))
+        if unsettled(record) and flight.attempt < ATTEMPTS:  # the machine is to blame, and may be calmer when another was measured
+            self.postponed.append((flight, record))
+            self.calm = False
+            return
+        record = replace(record, seconds={name: value + flight.spent.get(name, 0.0) for name, value in record.seconds.items()})
+        self.calm |= flight.job.rung == 1 and any(name.startswith("latency_ms") for name in record.objectives)
         self._take(flight, record)
 
     def _take(self, flight: Flight, record: TrialRecord) -> None:

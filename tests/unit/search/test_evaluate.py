@@ -14,13 +14,13 @@ from torch import nn
 
 from nasvit.engines import NoRoomError, WorkerError
 from nasvit.engines.base import portable
-from nasvit.errors import DataError, MeasurementError, ResourceError
+from nasvit.errors import DataError, MeasurementError, ResourceError, UnstableError
 from nasvit.experiment import Experiment
 from nasvit.proxies import Score
 from nasvit.results.record import TrialRecord
 from nasvit.search import evaluate as module
 from nasvit.search.evaluate import Job, derive_seed, evaluate, failure
-from nasvit.search.gone import BLAMELESS
+from nasvit.search.gone import BLAMELESS, blameless, unsettled, without_machine
 from tests.unit.search.fakes import arch, settings
 
 
@@ -138,6 +138,11 @@ def test_whatever_happens_to_a_network_becomes_a_failed_record(fault: Exception,
                                             (WorkerError("died"), False), (MeasurementError("too noisy"), False)])
 def test_a_network_is_not_blamed_for_its_machine(error: Exception, own: bool) -> None:
     assert (failure(error).get("details") == BLAMELESS) == own
+
+
+def test_a_latency_that_was_not_stable_says_nothing_of_the_network() -> None:
+    record = TrialRecord(trial=0, rung=1, arch={}, arch_id="a", **failure(UnstableError("noisy")))
+    assert unsettled(record) and blameless(record) and not without_machine([record])
 
 
 def test_waiting_for_the_machine_is_no_training(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

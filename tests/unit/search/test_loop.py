@@ -11,7 +11,7 @@ from nasvit.errors import StorageError
 from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord, read
 from nasvit.search.evaluate import Job
-from nasvit.search.gone import BLAMELESS
+from nasvit.search.gone import BLAMELESS, UNSETTLED
 from nasvit.search.progress import Snapshot, counts
 from tests.unit.search.fakes import Inline, SmallSpace, fake_evaluate, make_loop
 
@@ -166,6 +166,78 @@ def test_a_machine_at_its_end_ends_the_search_before_it_uses_up_the_space(tmp_pa
     loop = make_loop(tmp_path, budget=40, evaluate=fills_up)
     assert loop.run() == "the last 5 trials failed for want of a machine: disk full"
     assert loop.records[-1].trial < 12
+
+
+def noisy(job: Job) -> TrialRecord:
+    return replace(fake_evaluate(job), status="failed", objectives={}, reason="no stable latency", details=dict(UNSETTLED))
+
+
+def test_a_network_that_could_not_be_measured_waits_until_another_could_be(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def burst(job: Job) -> TrialRecord:
+        asked.append(job.trial)
+        return noisy(job) if job.trial in (2, 3) and asked.count(job.trial) == 1 else fake_evaluate(job)
+
+    loop = make_loop(tmp_path, budget=8, rungs=(60,), evaluate=burst)
+    assert loop.run() == "budget"
+    assert asked == [0, 1, 2, 3, 4, 2, 3, 5, 6, 7]
+    assert [r.status for r in loop.records] == ["complete"] * 8 and read(tmp_path / "records.jsonl") == loop.records
+    assert {r.trial: r.seconds["measure"] for r in loop.records}[2] == pytest.approx(0.02)  # the time of both attempts
+
+
+def test_a_network_that_never_can_be_measured_is_on_record_once_and_tried_again_by_a_resumed_search(tmp_path: Path) -> None:
+    loop = make_loop(tmp_path, budget=6, rungs=(60,), evaluate=lambda job: noisy(job) if job.trial == 1 else fake_evaluate(job))
+    assert loop.run() == "budget"
+    assert counts(loop.records).evaluated == 6
+    assert [(r.trial, r.reason) for r in loop.records if r.status == "failed"] == [(1, "no stable latency")]
+    lost = next(r for r in loop.records if r.trial == 1)
+    assert lost.arch_id not in make_loop(tmp_path, budget=7, records=loop.records).proposer.seen
+
+
+def test_a_small_space_is_searched_whole_though_some_of_it_had_to_wait(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def burst(job: Job) -> TrialRecord:
+        asked.append(job.trial)
+        return noisy(job) if job.trial >= 4 and asked.count(job.trial) == 1 else fake_evaluate(job)
+
+    loop = make_loop(tmp_path, budget=50, rungs=(60,), space=SmallSpace(widths=3, depths=2, mlps=1), evaluate=burst)
+    assert loop.run() == "space exhausted"
+    assert counts(loop.records).evaluated == 6
+
+
+def test_a_machine_that_is_never_calm_ends_the_search_with_that_reason(tmp_path: Path) -> None:
+    asked: list[int] = []
+    loop = make_loop(tmp_path, budget=40, evaluate=lambda job: (asked.append(job.trial), noisy(job))[1])
+    assert loop.run() == "the first 5 trials failed, the last because: no stable latency"
+    assert len(asked) < 15 and {r.trial for r in loop.records} == set(asked)  # those that waited are on record, too
+
+
+def test_noise_for_a_while_does_not_end_a_search(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def spell(job: Job) -> TrialRecord:
+        asked.append(job.trial)
+        return noisy(job) if 10 <= len(asked) < 30 else fake_evaluate(job)
+
+    loop = make_loop(tmp_path, budget=20, rungs=(60,), evaluate=spell)
+    assert loop.run() == "budget"
+    assert counts(loop.records).evaluated == 20
+
+
+@pytest.mark.parametrize("ending", ["minutes", "interrupted"])
+def test_what_waits_for_a_calm_machine_when_a_search_ends_is_on_record(tmp_path: Path, ending: str) -> None:
+    def ends(job: Job) -> TrialRecord:
+        if job.trial == 3 and ending == "interrupted":
+            raise KeyboardInterrupt
+        if job.trial == 3:
+            loop.started -= 3600
+        return noisy(job) if job.trial >= 2 else fake_evaluate(job)
+
+    loop = make_loop(tmp_path, budget=20, minutes=30, rungs=(60,), evaluate=ends)
+    assert loop.run() == ending
+    assert 2 in {r.trial for r in loop.records if r.status == "failed"} and read(tmp_path / "records.jsonl") == loop.records
 
 
 def test_minutes_stop_the_search(tmp_path: Path) -> None:
