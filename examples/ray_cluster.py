@@ -6,7 +6,7 @@
     ray start --address FIRST:6379 --disable-usage-stats        # on each other one
     python examples/ray_cluster.py --address FIRST:6379 --workers 8
 
-Every machine needs nasvit with the same versions, and the data under the same path. A worker takes one core, and with
+Every machine needs nasvit with the same versions; the data travel from this one. A worker takes one core, and with
 `--gpus-per-worker 0.5` half a GPU. Latencies are this driver's or, with `--device ssh://..`, another machine's: a cluster's own cores are
 busy. docs/cluster.md has the rest. Without `--address` a cluster on this machine alone is started and ended with the search.
 """

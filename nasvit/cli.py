@@ -102,7 +102,8 @@ def search(
                                                                               "trials to watch.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default: reports/runs/DATE-DATA-SPACE).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume although recipe, rungs, limits or data differ.")] = False,
+    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume although space, data, seed, settings or versions differ: "
+                                                                        "further records are marked.")] = False,
 ) -> None:
     """Search architectures; at the end there is a report with their Pareto front."""
     from nasvit.experiment import Experiment, parse_limit, places

@@ -17,7 +17,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from nasvit.errors import MeasurementError, UnsupportedOpError
+from nasvit.errors import ConfigError, MeasurementError, UnsupportedOpError
 from nasvit.registry import Registry
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -153,7 +153,7 @@ def _analyse(module: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
         analysis.total()
     except UnsupportedOpError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
+    except (ConfigError, RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
         raise MeasurementError(f"{type(module).__name__} cannot be counted with an input of shape {tuple(image.shape)}: {error}") from error
     return analysis
 

@@ -70,7 +70,8 @@ class OpenRun:
         return verify(self.run).table
 
     def best(self, *, max_latency_ms: float = math.inf, device: str = "") -> TrialRecord:
-        """The most accurate trial within a latency, on the run's first device or the one of this name; `.network()` is its Arch.
+        """The most accurate trial within a latency, on the run's first device or the one of this name; of a search `.network()` is its
+        Arch.
 
         Raises RunError where there is none, ConfigError for a device that the run did not measure on."""
         return self.run.best(max_latency_ms=max_latency_ms, device=device)
@@ -83,7 +84,7 @@ class OpenRun:
         return found[0]
 
     def arch(self, what: str = "knee") -> Arch:
-        """The Arch of a pick; in a notebook it draws itself."""
+        """The Arch of a pick; in a notebook it draws itself. Raises RunError for a network of a pruning, which a Plan describes."""
         return self.record(what).network()
 
     def model(self, what: str = "knee", *, features_only: bool = False) -> nn.Module:
@@ -91,6 +92,8 @@ class OpenRun:
 
         (B, in_channels, H, W) -> logits (B, num_classes); with features_only `nasvit.models.Features`: -> one map
         (B, channels, H / reduction, W / reduction) for each scale, the finest first, described by its `feature_info`.
+        Raises RunError where its weights are gone or the data is another, CheckpointError where weights are damaged or do not fit,
+        ConfigError as `record` does, and with features_only for what is left of a model of timm.
         """
         from nasvit.finals.searched import load_best
         from nasvit.models import Features, Network
@@ -98,9 +101,14 @@ class OpenRun:
         found = load_best(self.run.path, self.record(what), self.run.experiment, self.run.env).module
         if not features_only:
             return found
-        assert isinstance(found, Network)  # what a record's Arch builds
+        if not isinstance(found, Network):  # a Plan of one of timm's own models
+            raise ConfigError(f"the pick {what!r} of {self.path} is a {type(found).__name__}, cut from a model of timm, and gives no "
+                              "maps of its scales; leave features_only away")
         return Features(found).eval()
 
     def compare(self, *others: OpenRun | Path | str) -> Comparison:
-        """This run beside others: in a notebook the fronts in one picture and the table; `.table` is the frame."""
+        """This run beside others: in a notebook the fronts in one picture and the table; `.table` is the frame.
+
+        Raises ConfigError without another run, and for runs of other data, another device or fewer than two objectives in common.
+        """
         return compare([self.run, *(other.run if isinstance(other, OpenRun) else load(other) for other in others)])

@@ -37,7 +37,7 @@ SEED = 0
 def profile(
     space: Annotated[str, typer.Option(help="A space file, or the name of a shipped space.")],
     device: Annotated[str, typer.Option(help="The device, as in `nasvit search`.")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="The profile (default: profiles/SPACE-SIZE-FINGERPRINT.json); the table of "
+    out: Annotated[Path | None, typer.Option(help="The profile (default: profiles/SPACE-SIZEpx-FINGERPRINT.json); the table of "
                                                   "blocks goes beside it as CSV.")] = None,
     minutes: Annotated[float, typer.Option(min=0.05, help="At most so long.")] = MINUTES,
     networks: Annotated[int, typer.Option(min=10, help="At most so many networks.")] = NETWORKS,

@@ -10,12 +10,12 @@ import typer
 
 def repair(run: Annotated[Path, typer.Argument(help="A run directory whose records are damaged.")]) -> None:
     """Keep all intact records of a damaged run; the damaged lines are set aside, and damaged checkpoints named."""
-    from nasvit.errors import RunError
+    from nasvit.errors import ConfigError
     from nasvit.results.record import repair as mend
     from nasvit.search.directory import RECORDS, claimed
 
     if not (run / RECORDS).is_file():
-        raise RunError(f"there are no records in {run} to repair; give the directory of a run")
+        raise ConfigError(f"there are no records in {run} to repair; give the directory of a run")
     with claimed(run):
         for name in (RECORDS, "baselines.jsonl", "truth.jsonl"):
             path = run / name

@@ -113,7 +113,9 @@ class Device(ABC):
     def measure(self, module: nn.Module, *, input_shape: tuple[int, ...], patient: bool = False) -> LatencyStats:
         """Latency of one inference of a batch of `input_shape` (B, C, H, W), alone on the machine; see `Prepared.measure`.
 
-        Calibrates first if there is no `reference_ms`. patient: for a figure that a run cannot do without; see `patiently`.
+        Calibrates first if there is no `reference_ms`. patient: for a figure that a run cannot do without; see `patiently`. Raises
+        MeasurementError for a module that does not run on this shape or needs more memory than there is, UnstableError (one of these)
+        where no attempt was stable and noise is not kept, DeviceLostError where the device is gone.
         """
         with self.prepared(module, input_shape=input_shape) as ready:
 

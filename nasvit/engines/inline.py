@@ -13,9 +13,10 @@ from nasvit.errors import ConfigError
 
 @ENGINES.register("inline")
 class InlineEngine(Engine):
-    """`submit` returns when the function has ended; KeyboardInterrupt goes to the caller. Always one worker.
+    """The search's own process does one evaluation after the other.
 
-    Nobody watches the caller's own process: limits are refused with ConfigError.
+    `submit` returns when the function has ended; KeyboardInterrupt goes to the caller. Always one worker. Nobody watches the caller's own
+    process: limits are refused with ConfigError.
     """
 
     def __init__(self, workers: int = 1, *, limits: JobLimits = NO_LIMITS) -> None:

@@ -48,7 +48,7 @@ class _Worker:
 
 @ENGINES.register("processes")
 class ProcessEngine(Engine):
-    """`workers` processes, started when first needed and kept."""
+    """Worker processes of this machine, started when first needed and kept."""
 
     def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS) -> None:
         if limits.memory_mb is not None and not resident_mb(os.getpid()):

@@ -47,11 +47,12 @@ ROOM_SECONDS = 600.0
 
 @ENGINES.register("ray")
 class RayEngine(Engine):
-    """`workers` actors that stay, one CPU and `gpus` of a GPU each. `address`: "auto", "host:port" or "ray://host:port" of a running
-    cluster; None: RAY_ADDRESS, else a local one.
+    """Workers on a Ray cluster, a running one or one that is started on this machine.
 
-    Nodes may come and go: `workers` is the most that are used, jobs go to those that have room, and an actor that is lost with its node is
-    started anew where there is room. Raises ConfigError for a cluster that others can reach and that is joined without a token.
+    `workers` actors that stay, one CPU and `gpus` of a GPU each. `address`: "auto", "host:port" or "ray://host:port" of a running cluster;
+    None: RAY_ADDRESS, else a local one. Nodes may come and go: `workers` is the most that are used, jobs go to those that have room, and an
+    actor that is lost with its node is started anew where there is room. Raises ConfigError for a cluster that others can reach and that is
+    joined without a token.
     """
 
     def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS, address: str | None = None, gpus: float = 0.0) -> None:

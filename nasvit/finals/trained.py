@@ -1,7 +1,8 @@
 """What a full training leaves in its folder, and how it is read back.
 
 `model.safetensors` (weights), `arch.json` (the Arch, where there is one), `metrics.json` (what it scores, and everything that a user of
-the weights must know: images, normalisation, class names), `history.csv`; while it goes on `plan.json` and `state.safetensors`.
+the weights must know: images, normalisation, class names), `history.csv`, `plan.json` (what makes it this training); while it goes on
+`state.safetensors`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from nasvit.models.network import Network
 
 
 class Features(nn.Module):
-    """(B, in_channels, H, W) -> for each scale its map (B, C, H / reduction, W / reduction), the finest first.
+    """(B, in_channels, H, W) -> for each scale its map (B, C, H / reduction, W / reduction), sides rounded up, the finest first.
 
     `feature_info.channels()` and `feature_info.reduction()` give C and reduction of each, as timm's `features_only=True` does.
     scales: numbers of those wanted, negative ones from the end; None, all. The network is taken over: what only classifies, and the

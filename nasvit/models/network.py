@@ -114,7 +114,7 @@ class Network(nn.Module):
         receives for each stage what its segments select."""
         if x.shape[1:] != (self.arch.in_channels, *self.arch.image_size):
             raise ConfigError(f"this network takes images of shape {(self.arch.in_channels, *self.arch.image_size)}, "
-                              f"not {tuple(x.shape[1:])}; build the Arch for that size")
+                              f"not {tuple(map(int, x.shape[1:]))}; build the Arch for that size")
         x = self.stem(x)
         if self.pos_embed is not None:
             x = x + self.pos_embed

@@ -3,7 +3,8 @@
     import nasvit.zoo, timm
     model = timm.create_model("slide_swin_tiny", num_classes=10, img_size=192)
     nasvit.zoo.load_official(model, "checkpoint.pth")   # the authors' weights
-    nasvit.zoo.load_relative(model, "swin_tiny_patch4_window7_224")   # a start from timm's, where shapes are shared
+    start = timm.create_model("swin_tiny_patch4_window7_224", pretrained=True)
+    nasvit.zoo.load_relative(model, start)              # timm's weights, where shapes are shared; says what it could not load
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def load_official(model: Any, source: str | Path | Mapping[str, Any]) -> None:
     """Load the authors' weights, from a .safetensors or .pt file or a state dict of their names and layouts.
 
     Strict: every tensor of the checkpoint is used and every one of the model is filled, else CheckpointError names them and the
-    model stays as it was.
+    model stays as it was. Raises ConfigError for a module that is no model of the zoo.
     """
     checkpoint = Checkpoint.read(source)
     converted = family_of(model).official(checkpoint, model.arch)
@@ -35,9 +36,11 @@ def load_official(model: Any, source: str | Path | Mapping[str, Any]) -> None:
 
 
 def load_relative(model: Any, source: Any, *, kind: str | None = None) -> Loaded:
-    """Start from the weights of timm's model that shares shapes with this family; what it does not have keeps its initial value.
+    """Start from the weights of timm's model that shares shapes with this family; what it does not have keeps its initial value, and so
+    does the classifier where it has other classes.
 
-    source: a timm module, or a file or state dict with `kind`, timm's model family in lower case (the error names what is accepted).
+    source: a timm module, or a file or state dict with `kind`, the class of timm's model in lower case (the error names what is accepted).
+    Raises ConfigError for another kind and for a family without relatives, CheckpointError for shapes that do not fit.
     """
     if hasattr(source, "state_dict"):
         kind, source = kind or type(source).__name__.lower(), source.state_dict()

@@ -81,6 +81,11 @@ class Checkpoint:
             self.take(f"{name}.weight")  # raises, naming it
         return {f"{to}.{ending}": self.take(f"{name}.{ending}") for ending in endings}
 
+    def take_classifier(self, name: str, to: str, *, classes: int) -> dict[str, Tensor]:
+        """`take_all` of a relative's classifier of so many classes; one of others, or none, gives nothing and stays unused."""
+        weight = self._left.get(f"{name}.weight")
+        return self.take_all(name, to) if weight is not None and len(weight) == classes else {}
+
     @property
     def left(self) -> list[str]:
         """The names nobody took."""

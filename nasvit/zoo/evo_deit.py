@@ -109,13 +109,9 @@ def from_deit(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
         for theirs, part in (("norm1", "norms.0"), ("attn.qkv", "mixers.0.qkv"), ("attn.proj", "mixers.0.proj"), ("norm2", "mlp_norm"),
                              ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")):
             ours |= checkpoint.take_all(f"blocks.{i}.{theirs}", f"{to}.{part}")
-    for name in ("norm", "head"):
-        if f"{name}.weight" in checkpoint:
-            taken = checkpoint.take_all(name, name)
-            ours |= taken | {f"aux_{key}": value for key, value in taken.items()}
-    if "head.weight" in ours and ours["head.weight"].shape[0] != arch.num_classes:
-        ours = {name: value for name, value in ours.items() if not name.startswith(("head.", "aux_head."))}
-    return ours
+    taken = checkpoint.take_all("norm", "norm") if "norm.weight" in checkpoint else {}
+    taken |= checkpoint.take_classifier("head", "head", classes=arch.num_classes)
+    return ours | taken | {f"aux_{key}": value for key, value in taken.items()}
 
 
 FAMILIES.register("evo_deit")(Family(name="evo_deit", arch=arch, official=official, relatives={"visiontransformer": from_deit}))

@@ -162,8 +162,7 @@ def from_levit(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
         if f"head{suffix}.bn.weight" not in checkpoint:
             continue
         ours |= checkpoint.take_all(f"head{suffix}.bn", f"norm{suffix}.bn")
-        classifier = checkpoint.take_all(f"head{suffix}.linear", f"head{suffix}")
-        ours |= classifier if classifier[f"head{suffix}.weight"].shape[0] == arch.num_classes else {}
+        ours |= checkpoint.take_classifier(f"head{suffix}.linear", f"head{suffix}", classes=arch.num_classes)
     return ours
 
 

@@ -33,13 +33,14 @@ def swin_arch(*, image_size: Grid, in_channels: int, num_classes: int, embed_dim
                 stages=tuple(stage(s, depth) for s, depth in enumerate(depths)), head=Head(kind="norm_mean"))
 
 
-def around(checkpoint: Checkpoint, arch: Arch, *, head: str = "head", merging_leads: bool = False) -> dict[str, Tensor]:
+def around(checkpoint: Checkpoint, arch: Arch, *, as_timm: bool = False) -> dict[str, Tensor]:
     """Everything but the blocks' mixers, from Swin's official names: embedding, merging, norms, MLPs, head.
 
-    merging_leads: the patch merging stands at the beginning of a stage (timm, with the head `head.fc`), not at the end of the one before.
+    as_timm: the patch merging stands at the beginning of a stage, not at the end of the one before, and the head is `head.fc`, which is
+    left where it is for other classes.
     """
     ours = {**checkpoint.take_all("patch_embed.proj", "stem.proj"), **checkpoint.take_all("norm", "norm"),
-            **checkpoint.take_all(head, "head")}
+            **(checkpoint.take_classifier("head.fc", "head", classes=arch.num_classes) if as_timm else checkpoint.take_all("head", "head"))}
     if arch.stem.kind == "patch_norm":
         ours |= checkpoint.take_all("patch_embed.norm", "stem.norm")
     if arch.stem.pos_embed:
@@ -47,7 +48,7 @@ def around(checkpoint: Checkpoint, arch: Arch, *, head: str = "head", merging_le
     for s, stage in enumerate(arch.stages):
         if s:
             for part in ("norm", "reduction"):
-                ours |= checkpoint.take_all(f"layers.{s if merging_leads else s - 1}.downsample.{part}", f"stages.{s}.downsample.{part}")
+                ours |= checkpoint.take_all(f"layers.{s if as_timm else s - 1}.downsample.{part}", f"stages.{s}.downsample.{part}")
         for b in range(len(stage.blocks)):
             ours |= around_mixer(checkpoint, f"layers.{s}.blocks.{b}", f"stages.{s}.blocks.{b}")
     return ours
@@ -71,7 +72,7 @@ def window_attention(checkpoint: Checkpoint, theirs: str, to: str) -> dict[str, 
 def from_timm(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
     """timm's Swin into any system built on it: of each block's first mixer the projections, and its bias table where that is of the
     same window; a mixer that is added to Swin, or put in the window's place, otherwise keeps its initial values."""
-    ours = around(checkpoint, arch, head="head.fc", merging_leads=True)
+    ours = around(checkpoint, arch, as_timm=True)
     for s, stage in enumerate(arch.stages):
         for b, block in enumerate(stage.blocks):
             theirs, to, mixer = f"layers.{s}.blocks.{b}.attn", f"stages.{s}.blocks.{b}.mixers.0", block.mixers[0].kwargs

@@ -10,11 +10,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.loopback_ssh import Server
+from nasvit.experiment import Experiment, PruneExperiment
+from nasvit.training import Recipe
 from tests.integration.test_ssh_device import server  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +66,30 @@ def test_every_command_has_its_section() -> None:
 
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
     assert commands == set(re.findall(r"^## nasvit (\w+)$", (ROOT / "docs" / "commands.md").read_text(), re.M))
+
+
+def keys_of(document: str, head: str) -> dict[str, object]:
+    """Key to default of the table with these first two columns under the words `head`; what is no value in code stays a text."""
+    rows: dict[str, object] = {}
+    for line in (ROOT / "docs" / document).read_text().partition(head)[2].partition("|---|---|---|\n")[2].splitlines():
+        found = re.match(r"\| `(\w+)` \| (.*?) \|", line)
+        if found is None:
+            break
+        rows[found[1]] = yaml.safe_load(found[2].strip("`")) if found[2].startswith("`") else found[2]
+    return rows
+
+
+def test_every_key_of_an_experiment_file_stands_with_its_default_in_the_documents() -> None:
+    least = json.loads(Experiment(space="x").model_dump_json())
+    found = keys_of("commands.md", "## The experiment file")
+    assert found == least | {"space": "required", "workers": "the cores that the process may use"}
+    pruning = json.loads(PruneExperiment(model="x").model_dump_json())
+    own = {key: value for key, value in pruning.items() if key not in least or value != least[key]} | {"model": "required"}
+    assert keys_of("pruning.md", "## In an experiment file") == {key: own[key] for key in own if key not in ("space", "truth")}
+
+
+def test_every_setting_of_a_recipe_stands_with_its_default_in_the_documents() -> None:
+    assert keys_of("commands.md", "What a `recipe` may say") == asdict(Recipe())
 
 
 def walk(document: str, *, place: Path, path: str, replacing: dict[str, str]) -> list[str]:

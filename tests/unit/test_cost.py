@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nasvit.arch import Arch
 from nasvit.cost import FREE, HANDLES, count, einsum_macs
 from nasvit.errors import MeasurementError, UnsupportedOpError
+from nasvit.models.build import build
 from nasvit.torchvision_ops import ensure
 
 
@@ -69,6 +71,11 @@ def test_a_module_that_fails_is_named_with_the_shape_and_left_without_hooks() ->
         count(module, input_shape=(4, 5, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     assert module.training
+
+
+def test_a_network_cannot_be_counted_on_other_images_than_its_own(tiny_arch: Arch) -> None:
+    with pytest.raises(MeasurementError, match=r"cannot be counted .*\(1, 7, 16, 16\): this network takes .*, not \(7, 16, 16\)"):
+        count(build(tiny_arch, seed=0), input_shape=(1, 7, 16, 16))
 
 
 def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,

@@ -55,6 +55,17 @@ def test_a_notebook_shows_a_record_in_a_few_words(path: Path) -> None:
     assert "&lt;b&gt;x" in failed and "failed at rung" in failed and "the loss became nan" in failed
 
 
+def test_what_is_left_of_a_model_of_timm_is_refused_as_a_backbone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nasvit.finals import Subject, Trained
+
+    pruned = Trained(module=torch.nn.Identity(), subject=Subject.of_model("timm:deit_tiny_patch16_224"), metrics={})
+    monkeypatch.setattr("nasvit.finals.searched.load_best", lambda *given: pruned)
+    run = nasvit.load(path)
+    assert run.model("best") is pruned.module
+    with pytest.raises(ConfigError, match="gives no maps of its scales; leave features_only away"):
+        run.model("best", features_only=True)
+
+
 def test_two_runs_compare(path: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", trials=40, seed=3, baselines=False)
     by_run, by_path = nasvit.load(path).compare(nasvit.load(other)), nasvit.load(path).compare(other)

@@ -25,3 +25,9 @@ def test_intact_records_and_checkpoints_are_kept_and_damaged_ones_named(tmp_path
     assert [r.trial for r in read(tmp_path / "records.jsonl")] == [0, 1]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "a0-r1.safetensors", "a1-r1.safetensors.damaged", "a2-r1.safetensors"]
+
+
+def test_a_folder_without_records_is_a_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["repair", str(tmp_path / "nosuch")]) == 2
+    assert "give the directory of a run" in capsys.readouterr().err
+    assert not (tmp_path / "nosuch").exists()

@@ -206,5 +206,6 @@ def test_timms_deit_is_a_start_and_its_plain_blocks_are_ours() -> None:
     theirs = source.forward_features(x)  # its norm comes before the pooling
     tokens_, class_token = model._features(x)
     torch.testing.assert_close(source.norm(torch.cat([class_token, tokens_.flatten(1, 2)], dim=1)), theirs, rtol=1e-4, atol=1e-5)
-    assert set(nasvit.zoo.load_relative(tiny(num_classes=3), source).initial) == {
-        f"{head}.{kind}" for head in ("head", "aux_head") for kind in ("weight", "bias")}
+    other = nasvit.zoo.load_relative(tiny(num_classes=3), source)
+    assert set(other.initial) == {f"{head}.{kind}" for head in ("head", "aux_head") for kind in ("weight", "bias")}
+    assert set(other.unused) == {"head.weight", "head.bias"}

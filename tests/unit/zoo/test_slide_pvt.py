@@ -89,6 +89,12 @@ def test_timms_pvtv2_gives_all_but_kernels_and_positions() -> None:
     assert torch.equal(qkv, torch.cat([theirs[f"stages.1.blocks.0.attn.{part}.weight"] for part in ("q", "kv")]))
 
 
+def test_a_classifier_of_other_classes_keeps_its_initial_value() -> None:
+    relative = timm_pvt(**{**TINY, "sr_ratios": (8, 4, 2, 1)})
+    report = nasvit.zoo.load_relative(tiny("slide_pvtv2_b1", num_classes=3), relative)
+    assert {"head.weight", "head.bias"} <= set(report.initial) & set(report.unused)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("slide_pvt_tiny", "pyramidvisiontransformerv2"), ("slide_pvtv2_b1", "resnet")])
 def test_another_relative_is_refused(name: str, kind: str) -> None:
     with pytest.raises(ConfigError, match=kind):

@@ -184,6 +184,11 @@ def test_tables_of_other_windows_keep_their_initial_values() -> None:
     assert "stages.3.blocks.0.mixers.0.relative_position_bias_table" in report.loaded
 
 
+def test_a_classifier_of_other_classes_keeps_its_initial_value() -> None:
+    report = nasvit.zoo.load_relative(tiny(window_size=2, slide_stages=0, num_classes=3), timm_swin(2))
+    assert set(report.initial) == {"head.weight", "head.bias"} and set(report.unused) == {"head.fc.weight", "head.fc.bias"}
+
+
 def test_an_unknown_relative_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="swintransformer"):
         nasvit.zoo.load_relative(tiny(), {"x": torch.zeros(1)}, kind="resnet")
