@@ -64,12 +64,16 @@ def by_law(job: worker.Job) -> TrialRecord:
 def _first(job: worker.Job, blank: TrialRecord) -> TrialRecord:
     module = build(job.arch, seed=blank.seed)
     cost = count(module, input_shape=(1, job.arch.in_channels, *job.arch.image_size))
-    noise = random.Random(job.arch.id).gauss(0, NOISE)
-    known = {"params_m": cost.params / 1e6, "macs_g": cost.macs / 1e9,
-             "latency_ms": law(job.arch, macs_g=cost.macs / 1e9) * math.exp(noise)}
+    known = costs(job.arch, params=cost.params, macs=cost.macs)
     score = short_train.fit(module, worker.dataset(job.settings), budget=job.settings.rungs[0], seed=blank.seed,
                             recipe=Recipe.of(job.settings.recipe))
     return worker.finished(replace(blank, status="complete", objectives=known), score=score, checkpoint=worker.keep(module, job))
+
+
+def costs(arch: Arch, *, params: float, macs: float) -> dict[str, float]:
+    """All objectives but the accuracy, latency by the law with its noise."""
+    latency = law(arch, macs_g=macs / 1e9) * math.exp(random.Random(arch.id).gauss(0, NOISE))
+    return {"params_m": params / 1e6, "macs_g": macs / 1e9, "latency_ms": latency}
 
 
 # ---- one search and its front ------------------------------------------------------------------------------------------

@@ -28,10 +28,11 @@ Params = Mapping[str, Any]
 Known = Callable[[Params], Mapping[int, float]]
 Costs = Callable[[Arch], Mapping[str, float]]
 
-INITIAL = 10
-"""Trials spread over the space before a model is asked."""
-RUNG = "rung"
-"""A trial's user attribute: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any. None: the highest."""
+INITIAL, INITIAL_TRAINED = 10, 20
+"""Trials spread over the space before a model is asked; where trainings are short and tell little of a single network."""
+RUNG, LOWER = "rung", "lower"
+"""A trial's user attributes: the rung its values are from (1, 2, ..), 0 where it was rejected before it had any, None for the highest; and
+its values at the rungs below, a list for each, the lowest first."""
 
 RANK: Any = object()
 """In place of a value: the column holds a parameter's rank, not whether it has this value (which may be None)."""
@@ -43,12 +44,14 @@ class Domain(Protocol):
     all_useful: whether every configuration is a network that computes something. Where some are not (a table's cells without a path), cheap
     configurations of no quality would take the trials; where all are, the cheap end of the front is as good as the other.
     noise: what is believed beforehand of the noise in what training decides: LITTLE_NOISE or MUCH_NOISE.
+    initial: trials spread over the space before a model is asked.
     moot: names that trials have and configurations have not: their values follow from the others.
     unsure: names that configurations always have and trials do not.
     """
 
     all_useful: bool
     noise: tuple[float, float]
+    initial: int
     moot: frozenset[str]
     unsure: frozenset[str]
 
@@ -106,6 +109,7 @@ class LearnedDomain:
 
     all_useful = False  # a stranger's space may have anything in it
     noise = LITTLE_NOISE
+    initial = INITIAL
 
     def __init__(self, known: Known | None = None, *, guess: Known | None = None) -> None:
         self._known, self._guess = known, guess
@@ -238,6 +242,7 @@ class ArchDomain:
 
     all_useful = True
     noise = MUCH_NOISE
+    initial = INITIAL_TRAINED
     moot: frozenset[str] = frozenset()
     unsure: frozenset[str] = frozenset()
 

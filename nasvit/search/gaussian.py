@@ -54,10 +54,12 @@ class GaussianProcess:
     _doubt: float = 1.0
     _coming: tuple[Array, Array, Array] | None = None  # points given last, with what `_further` needs of them
 
-    def fit(self, x: Array, y: Array, *, steps: int = 15) -> None:
-        """Condition on the data; `steps` steps of L-BFGS on the hyperparameters first (0: keep them)."""
+    def fit(self, x: Array, y: Array, *, steps: int = 15, doubt: Array | None = None) -> None:
+        """Condition on the data; `steps` steps of L-BFGS on the hyperparameters first (0: keep them). doubt: (n,) the variance of each
+        value beyond the noise that all have."""
         self._mean, self._scale = float(y.mean()), float(y.std()) or 1.0
         z = (y - self._mean) / self._scale
+        beyond = np.zeros(len(y)) if doubt is None else doubt / self._scale**2
         groups = self._groups(x.shape[1])
         count = int(groups.max()) + 1 if len(groups) else 0
         if self.theta is None or len(self.theta) != count + 2:
@@ -65,12 +67,12 @@ class GaussianProcess:
             steps = max(steps, 30)
         if steps and len(x) > 2:
             at = np.linspace(0, len(x) - 1, min(len(x), LEARNT_FROM)).astype(int)
-            found = minimize(_loss, self.theta, args=(_squares(x[at], groups, count), z[at], self.noise_prior), jac=True, method="L-BFGS-B",
-                             bounds=[(LOW, HIGH)] * (count + 1) + [(-14.0, 1.0)], options={"maxiter": steps})
+            found = minimize(_loss, self.theta, args=(_squares(x[at], groups, count), z[at], beyond[at], self.noise_prior), jac=True,
+                             method="L-BFGS-B", bounds=[(LOW, HIGH)] * (count + 1) + [(-14.0, 1.0)], options={"maxiter": steps})
             if np.isfinite(found.fun):
                 self.theta = np.asarray(found.x)
         covariance = self._kernel(x, x)
-        covariance[np.diag_indices_from(covariance)] += self._added
+        covariance[np.diag_indices_from(covariance)] += self._added + beyond
         self._lower = cholesky(covariance, lower=True)
         self._weights, self._white = cho_solve((self._lower, True), z), solve_triangular(self._lower, z, lower=True)
         self._x, self._coming = x, None
@@ -203,8 +205,9 @@ def _squares(x: Array, groups: NDArray[np.int64], count: int) -> Array:
     return squares
 
 
-def _loss(theta: Array, squares: Array, z: Array, noise_prior: tuple[float, float]) -> tuple[float, Array]:
-    """Negative logarithm of marginal likelihood times priors, and its gradient. squares: (g, n, n) squared differences per group."""
+def _loss(theta: Array, squares: Array, z: Array, beyond: Array, noise_prior: tuple[float, float]) -> tuple[float, Array]:
+    """Negative logarithm of marginal likelihood times priors, and its gradient. squares: (g, n, n) squared differences per group;
+    beyond: (n,) known variances beside the noise's."""
     groups, count = len(theta) - 2, len(z)
     inverse_squares = np.exp(-2 * theta[:-2])
     distances = np.tensordot(inverse_squares, squares, axes=1)
@@ -213,7 +216,7 @@ def _loss(theta: Array, squares: Array, z: Array, noise_prior: tuple[float, floa
     kernel = decay * (1 + r + r**2 / 3)
     noise = np.exp(theta[-1])
     covariance = kernel.copy()
-    covariance[np.diag_indices(count)] += noise + JITTER
+    covariance[np.diag_indices(count)] += noise + JITTER + beyond
     try:
         lower = cholesky(covariance, lower=True)
     except np.linalg.LinAlgError:

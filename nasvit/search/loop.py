@@ -314,6 +314,7 @@ class Loop:
         if record.status == "complete" and record.rung < len(self.settings.rungs) and promotable(
                 record.trial, self.tally.at_rung(record.rung), self.experiment.objectives, eta=self.experiment.eta):
             self.queue.append(Flight(job=self._next_rung(record), proposal=flight.proposal))
+            self.proposer.rises(flight.proposal, record)
             return None
         earlier = flight.job.earlier
         final = earlier if record.status != "complete" and earlier is not None else record

@@ -22,7 +22,7 @@ from nasvit.errors import ArchError, RunError
 from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 from nasvit.search.bounded import BoundedStorage
-from nasvit.search.domain import INITIAL, RUNG, ArchDomain, Guesses
+from nasvit.search.domain import INITIAL, LOWER, RUNG, ArchDomain, Guesses
 from nasvit.search.gone import blameless
 from nasvit.search.objectives import excess, known_of, told
 from nasvit.search.samplers import make_sampler
@@ -90,6 +90,9 @@ class Proposer:
         shift = seed + len(known)
         self.rng = random.Random(shift)
         self._open: dict[int, optuna.Trial] = {}
+        self._lower: dict[str, list[TrialRecord]] = {}  # by arch id, at the rungs below
+        for record in sorted((r for r in records if r.status == "complete"), key=lambda r: r.rung):
+            self._lower.setdefault(record.arch_id, []).append(record)
         domain = ArchDomain(space, objectives=self.objectives, scores=scores, guesses=guesses) if isinstance(space, SearchSpace) else None
         directions = [objective(name).direction for name in self.objectives]
         self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed=shift % 2**32, domain=domain),
@@ -117,6 +120,10 @@ class Proposer:
             return self._take(trial, arch)
         self.study.tell(trial, state=TrialState.FAIL)
         return self._neighbour(trial.params) or self._draw()
+
+    def rises(self, proposal: Proposal, record: TrialRecord) -> None:
+        """Its trial goes on from here: what it had is told with what it will have."""
+        self._lower.setdefault(proposal.arch.id, []).append(record)
 
     def tell(self, proposal: Proposal, record: TrialRecord) -> None:
         """Once for each proposal, when its trial has stopped rising."""
@@ -185,8 +192,13 @@ class Proposer:
             self.study.tell(trial, state=TrialState.FAIL)
             return
         trial.set_constraint("limits", self._excess(record))
-        trial.set_user_attr(RUNG, record.rung)
+        for name, value in self._attributes(record).items():
+            trial.set_user_attr(name, value)
         self.study.tell(trial, self._values(record))
+
+    def _attributes(self, record: TrialRecord) -> dict[str, Any]:
+        below = [self._values(r) for r in self._lower.get(record.arch_id, ()) if r.rung < record.rung]
+        return {RUNG: record.rung, **({LOWER: below} if below else {})}
 
     def _excess(self, record: TrialRecord) -> float:
         return excess(known_of(record), self.limits)
@@ -204,7 +216,7 @@ class Proposer:
             failed = record.status == "failed"
             entered = create_trial(
                 state=TrialState.FAIL if failed else TrialState.COMPLETE, values=None if failed else self._values(record),
-                params=record.params, distributions=trial.distributions, user_attrs={RUNG: record.rung},
+                params=record.params, distributions=trial.distributions, user_attrs=self._attributes(record),
                 constraints=None if failed else {"limits": self._excess(record)})
         except (ValueError, ArchError):
             same = False

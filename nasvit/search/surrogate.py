@@ -27,8 +27,8 @@ from nasvit.results.front import non_dominated, ranks
 from nasvit.search.acquisition import SHORT, Judge, Modelled, believed, useful_quality, which_is_quality
 from nasvit.search.candidates import Batch, Inputs, Key, around, bred, fresh, key
 from nasvit.search.distributions import holds
-from nasvit.search.domain import INITIAL, Domain, LearnedDomain, Params
-from nasvit.search.evidence import Evidence, evidence_of
+from nasvit.search.domain import Domain, LearnedDomain, Params
+from nasvit.search.evidence import Evidence, evidence_of, unknown
 from nasvit.search.gaussian import LITTLE_NOISE, GaussianProcess
 from nasvit.search.one_thread import OneThread, one_at_a_time
 from nasvit.search.telling import Columns, telling
@@ -66,16 +66,16 @@ class SurrogateSampler(BaseSampler):
     `study.optimize(n_jobs=..)` may ask it from several threads. Trials asked before a first one has told which parameters there are, are
     drawn blindly and may repeat each other; later ones repeat nothing.
 
-    Trials may carry the user attribute RUNG: values of lower rungs are then learned from as such, and predictions are made for the
-    highest. All trials teach where limits are passed, those of rung 0 nothing else.
+    Trials may carry the user attribute RUNG: values of lower rungs are then learned from as such, best with LOWER, what each trial had at
+    the rungs below, and predictions are made for the highest. All trials teach where limits are passed, those of rung 0 nothing else.
     """
 
-    def __init__(self, *, seed: int, domain: Domain | None = None, initial: int = INITIAL) -> None:
+    def __init__(self, *, seed: int, domain: Domain | None = None, initial: int | None = None) -> None:
         self.rng = random.Random(seed)
         self.numbers = np.random.default_rng(seed)
         self.domain = domain or LearnedDomain()
-        self.initial = initial
-        self._strata = self.rng.sample(range(initial), initial)
+        self.initial = self.domain.initial if initial is None else initial
+        self._strata = self.rng.sample(range(self.initial), self.initial)
         self._thread = OneThread()
         self._of: tuple[str, ...] = ()  # the study's name and directions
         self._begin()
@@ -244,15 +244,14 @@ class SurrogateSampler(BaseSampler):
     def judge(self, evidence: Evidence, running: Batch) -> Judge:
         """Models of all that is not known, and where improvement counts."""
         assert self._inputs is not None
-        m = evidence.y.shape[1]
-        unknown = [j for j in range(m) if np.isnan(evidence.done.known[:, j]).any()]
-        quality = which_is_quality(self._inputs.signs, unknown)
+        m, models = evidence.y.shape[1], unknown(evidence.done)
+        quality = which_is_quality(self._inputs.signs, models)
         modelled = {}
-        for j in unknown:
+        for j in models:
             y, guess = evidence.y[:, j], evidence.done.guess[:, j]
             warp = warp_for(y, guess, quality=j == quality)
-            noise = self.domain.noise if j == quality else LITTLE_NOISE
-            modelled[j] = Modelled(process=self._model(j, evidence.done.x, warp.forward(y, guess), noise=noise), warp=warp)
+            noise, doubt = (self.domain.noise, evidence.doubt) if j == quality else (LITTLE_NOISE, None)
+            modelled[j] = Modelled(process=self._model(j, evidence.done.x, warp.forward(y, guess), noise=noise, doubt=doubt), warp=warp)
         limits = self._model(-1, evidence.tried.x, evidence.strain) if (evidence.excess > 0).any() else None
         points = believed(evidence.y, evidence.rung, evidence.done, modelled, quality)
         seen = np.where(evidence.rung[:, None] < 1, points, evidence.y)  # whether a cheap trial was worth it is a matter of record
@@ -312,7 +311,7 @@ class SurrogateSampler(BaseSampler):
         start = judge.modelled[q].process.theta
         assert start is not None
         process.theta = np.concatenate([start[:-2], np.full(len(chosen), start[:-2].mean()), start[-2:]])
-        process.fit(x, warp.forward(evidence.y[:, q], evidence.done.guess[:, q]), steps=6)
+        process.fit(x, warp.forward(evidence.y[:, q], evidence.done.guess[:, q]), steps=6, doubt=evidence.doubt)
         return lambda judge, batch, running: judge.with_quality(process, running=scored(inputs.batch(running)))(scored(batch))
 
     def _climbed(self, judge: Judge, evidence: Evidence, seen: Collection[Key]) -> tuple[list[Params], Array]:
@@ -381,12 +380,13 @@ class SurrogateSampler(BaseSampler):
             batch = batch.part(np.delete(np.arange(len(batch)), best))
         return gained / before if before > 0 else None
 
-    def _model(self, objective: int, x: Array, y: Array, *, noise: tuple[float, float] = LITTLE_NOISE) -> GaussianProcess:
+    def _model(self, objective: int, x: Array, y: Array, *, noise: tuple[float, float] = LITTLE_NOISE,
+               doubt: Array | None = None) -> GaussianProcess:
         """The process of an objective (-1: of the constraints), conditioned on the data; lengths fitted anew only now and then."""
         assert self._inputs is not None
         process, fitted = self._models.get(objective, (GaussianProcess(groups=self._inputs.groups, noise_prior=noise), 0))
         again = len(y) >= fitted * (1 + REFIT) or process.theta is None
-        process.fit(x, y, steps=12 if again else 0)
+        process.fit(x, y, steps=12 if again else 0, doubt=doubt)
         self._models[objective] = (process, len(y) if again else fitted)
         return process
 

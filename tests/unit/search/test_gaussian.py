@@ -17,10 +17,22 @@ def test_the_gradient_is_the_losss() -> None:
     x, y = data(20)
     squares = ((x[:, None] - x[None]) ** 2).transpose(2, 0, 1)
     theta, z = np.linspace(-1, 0.5, 8), (y - y.mean()) / y.std()
-    for noise in (LITTLE_NOISE, MUCH_NOISE):
-        ends = [(_loss(theta + step, squares, z, noise)[0], _loss(theta - step, squares, z, noise)[0]) for step in 1e-6 * np.eye(8)]
+    for noise, beyond in ((LITTLE_NOISE, np.zeros(20)), (MUCH_NOISE, np.linspace(0, 2, 20))):
+        ends = [[_loss(theta + way * step, squares, z, beyond, noise)[0] for way in (1, -1)] for step in 1e-6 * np.eye(8)]
         numeric = [(above - below) / 2e-6 for above, below in ends]
-        assert _loss(theta, squares, z, noise)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-4)
+        assert _loss(theta, squares, z, beyond, noise)[1] == pytest.approx(numeric, rel=1e-4, abs=1e-4)
+
+
+def test_a_value_in_doubt_weighs_less() -> None:
+    x, y = data(80)
+    doubt = np.where(np.arange(80) % 2, 30.0**2, 0.0)
+    wild = y + np.sqrt(doubt) * np.random.default_rng(1).standard_normal(80)
+    errors = []
+    for told in (None, doubt):
+        process = GaussianProcess()
+        process.fit(x, wild, doubt=told)
+        errors.append(np.sqrt(np.mean((process.mean(x) - y) ** 2)))
+    assert errors[1] < 0.4 * errors[0]
 
 
 def test_it_predicts_what_it_has_not_seen_and_knows_how_well() -> None:

@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 
 from nasvit.errors import RunError
 from nasvit.experiment import Experiment
+from nasvit.search.domain import LOWER, RUNG
 from nasvit.search.evaluate import Job
-from nasvit.search.study import Proposer
+from nasvit.search.study import Proposer, Recorded
 from tests.unit.search.fakes import SmallSpace, fake_evaluate, make_loop, settings
 
 NAMES = ("accuracy", "latency_ms")
@@ -79,6 +80,17 @@ def test_the_study_rebuilt_from_records_equals_the_one_that_wrote_them(tmp_path:
     assert facts(again.study) == facts(loop.proposer.study)
     assert all(t.distributions == u.distributions for t in again.study.trials for u in loop.proposer.study.trials)
     assert set(again.seen) == {r.arch_id for r in loop.records}
+
+
+def test_a_trial_tells_what_it_had_at_the_rungs_below_when_it_ends_and_when_a_search_is_resumed(tmp_path: Any) -> None:
+    loop = make_loop(tmp_path, budget=20)
+    loop.run()
+    had = {(r.arch_id, r.rung): [r.objectives[name] for name in NAMES] for r in loop.records}
+    for study in (loop.proposer.study, proposer(records=loop.records).study):
+        told = [(loop.proposer.space.suggest(Recorded(t.params)).id, t) for t in study.trials if t.state == TrialState.COMPLETE]
+        assert len(told) == 20 and {t.user_attrs[RUNG] for _, t in told} == {1, 2, 3}
+        for arch_id, trial in told:
+            assert trial.user_attrs.get(LOWER, []) == [had[arch_id, rung] for rung in range(1, trial.user_attrs[RUNG])]
 
 
 def test_records_of_another_space_are_refused(tmp_path: Any) -> None:

@@ -18,7 +18,7 @@ from nasvit.arch import Arch
 from nasvit.results.front import hypervolume
 from nasvit.search.candidates import key
 from nasvit.search.distributions import at_share, share_of, values_of
-from nasvit.search.domain import RUNG, ArchDomain, LearnedDomain
+from nasvit.search.domain import INITIAL, INITIAL_TRAINED, LOWER, RUNG, ArchDomain, LearnedDomain
 from nasvit.search.evidence import evidence_of
 from nasvit.search.gaussian import LITTLE_NOISE, MUCH_NOISE
 from nasvit.search.surrogate import EXPLORE, SurrogateSampler, expected_gain
@@ -120,6 +120,31 @@ def test_lower_rungs_are_learned_from_as_such() -> None:
     sampler = SurrogateSampler(seed=0)
     study = search(sampler, rungs=True, trials=50)
     assert volume(study) > 0.9 * volume(search(SurrogateSampler(seed=0), trials=50))
+
+
+def test_what_trials_had_at_lower_rungs_tells_what_those_that_stopped_there_are_worth() -> None:
+    """Half of them stop where accuracies lie lower and a third as far apart."""
+    def early(params: Mapping[str, Any]) -> float:
+        return 0.2 + 0.3 * accuracy(params)
+
+    errors = []
+    for tells in (False, True):
+        sampler = SurrogateSampler(seed=0)
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        for number in range(40):
+            trial = study.ask()
+            params = ask(trial)
+            rises = early(params) > (np.median([t.user_attrs["early"] for t in study.trials[:-1]]) if number else 0)
+            trial.set_user_attr("early", early(params))
+            trial.set_user_attr(RUNG, 2 if rises else 1)
+            if tells and rises:
+                trial.set_user_attr(LOWER, [[early(params), cost(params)]])
+            study.tell(trial, [accuracy(params) if rises else early(params), cost(params)])
+        inputs = sampler._understand(study, study.trials)
+        judge = sampler.judge(evidence_of(study.trials, [key(t.params) for t in study.trials], inputs), inputs.batch([]))
+        stopped = [i for i, t in enumerate(study.trials) if t.user_attrs[RUNG] == 1]
+        errors.append(np.sqrt(np.mean([(judge.points[i, 0] + accuracy(study.trials[i].params)) ** 2 for i in stopped])))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_running_trials_are_not_proposed_again() -> None:
@@ -278,11 +303,11 @@ def test_a_poor_quality_is_held_useless_only_where_configurations_may_compute_no
 def test_noise_is_expected_of_trainings_and_of_nothing_else(small_space: SearchSpace) -> None:
     sampler = SurrogateSampler(seed=0, domain=ArchDomain(small_space, objectives=("accuracy", "latency_ms")))
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    for _ in range(16):
+    for _ in range(INITIAL_TRAINED + 6):
         trial = study.ask()
         study.tell(trial, [random.Random(trial.number).random(), small_space.suggest(trial).stages[0].embed_dim])
     assert {j: process.noise_prior for j, (process, _) in sampler._models.items()} == {0: MUCH_NOISE, 1: LITTLE_NOISE}
-    assert LearnedDomain.noise == LITTLE_NOISE, "a table repeats exactly"
+    assert LearnedDomain.noise == LITTLE_NOISE and LearnedDomain.initial == INITIAL, "a table repeats exactly"
 
 
 def test_a_share_of_the_proposals_explores() -> None:
