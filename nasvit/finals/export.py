@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +58,31 @@ def parse_runtime(text: str) -> FileRuntime:
 
 
 def export(trained: Trained, *, runtime: FileRuntime, folder: Path, dynamic_batch: bool = False) -> Exported:
-    """Write the network's inference form into `folder`, with its metadata and predict.py, and compare it with torch.
+    """Write the network's inference form into `folder`, with its metadata and predict.py, and compare it with torch. What is refused
+    leaves nothing, and what an earlier export made there as it is.
 
     Raises ConfigError where the runtime is missing or takes no dynamic batch, MeasurementError where it cannot take the network
     or computes something else.
     """
     runtime.check()
+    _check_dynamic(runtime, dynamic_batch=dynamic_batch)
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as making:
+            file, parity, about = _made(trained, runtime=runtime, folder=Path(making), dynamic_batch=dynamic_batch)
+            for path in Path(making).iterdir():
+                path.replace(folder / path.name)
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    return Exported(file=folder / file, files=tuple(sorted(folder.iterdir())), parity=parity, about=about)
+
+
+def _made(trained: Trained, *, runtime: FileRuntime, folder: Path, dynamic_batch: bool) -> tuple[str, Parity, dict[str, Any]]:
+    """The name of the model's file in `folder`, how it compares, and what it says of itself."""
     module = deploy(trained.module)
     shape = (trained.in_channels, *trained.image_size)
     example = torch.randn(2 if dynamic_batch else 1, *shape, generator=torch.Generator().manual_seed(0))
@@ -75,14 +95,15 @@ def export(trained: Trained, *, runtime: FileRuntime, folder: Path, dynamic_batc
     try:
         attach(target, about)
     except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}") from None
+        raise RunError(f"cannot write {target.name} in {folder.parent}: {error.strerror}") from None
     parity = compare(module, target, runtime=runtime, shape=shape, dynamic_batch=dynamic_batch)
     if parity.relative_error > TOLERANCE and runtime.settings.get("precision", "fp32") == "fp32":
-        raise MeasurementError(f"{target} does not compute what torch computes: the logits differ by {parity.relative_error:.2g} of their "
-                               f"size (accepted: {TOLERANCE:g}); do not use it, and choose another runtime")
+        raise MeasurementError(f"{target.name} of {runtime.name} does not compute what torch computes: the logits differ by "
+                               f"{parity.relative_error:.2g} of their size (accepted: {TOLERANCE:g}), so it is not kept; choose another "
+                               "runtime")
     if runtime.name in PREDICTABLE and trained.in_channels in (1, 3):  # what an image file holds
         write_text(folder / "predict.py", predict_script(runtime.name, file=target))
-    return Exported(file=target, files=tuple(sorted(folder.iterdir())), parity=parity, about=about)
+    return target.name, parity, about
 
 
 def describe(trained: Trained, *, runtime: FileRuntime, dynamic_batch: bool) -> dict[str, Any]:
@@ -93,10 +114,13 @@ def describe(trained: Trained, *, runtime: FileRuntime, dynamic_batch: bool) -> 
                        test_accuracy=trained.metrics.get("test_accuracy"), trained=trained.metrics.get("trained", "in full"))
 
 
-def _write_dynamic(module: torch.nn.Module, example: Tensor, target: Path, *, runtime: FileRuntime) -> None:
-    if runtime.name not in DYNAMIC or runtime.settings.get("precision", "fp32") != "fp32":
+def _check_dynamic(runtime: FileRuntime, *, dynamic_batch: bool) -> None:
+    if dynamic_batch and (runtime.name not in DYNAMIC or runtime.settings.get("precision", "fp32") != "fp32"):
         raise ConfigError(f"runtime {runtime.name} with settings {runtime.settings or 'none'} takes a fixed batch here; accepted with a "
                           f"dynamic one: {', '.join(DYNAMIC)} in fp32")
+
+
+def _write_dynamic(module: torch.nn.Module, example: Tensor, target: Path, *, runtime: FileRuntime) -> None:
     plain = target if runtime.name == "onnxruntime" else target.with_suffix(".onnx")
     try:
         with torch.no_grad():

@@ -181,8 +181,18 @@ def test_a_file_is_run_by_the_python_that_has_its_runtime(tmp_path: Path, monkey
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = exporting.run_file
     monkeypatch.setattr(exporting, "run_file", lambda *a, **k: [out + 1 for out in plain(*a, **k)])
-    with pytest.raises(MeasurementError, match="does not compute what torch computes"):
-        export(trained(arch()), runtime=runtime("onnxruntime"), folder=tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(MeasurementError, match="does not compute what torch computes"):
+            export(trained(arch()), runtime=runtime("onnxruntime"), folder=folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "what is wrong is not kept"
+    assert (tmp_path / "model.onnx").read_bytes() == b"of an earlier export"
+
+
+def test_a_dynamic_batch_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="takes a fixed batch here"):
+        export(trained(arch()), runtime=parse_runtime("onnxruntime?precision=int8"), folder=tmp_path / "new", dynamic_batch=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_broken_file_ends_in_one_message(tmp_path: Path) -> None:
