@@ -11,36 +11,37 @@ _HEAD = '''"""Classify an image: python predict.py IMAGE [MODEL]. Needs numpy, {
 import json
 import sys
 from pathlib import Path
-
 import numpy as np
 {imports}
 
 if len(sys.argv) not in (2, 3) or not all(Path(name).is_file() for name in sys.argv[1:]):
     sys.exit("usage: python predict.py IMAGE [MODEL]; two files that are there, IMAGE a .npy of (H, W, C) uint8 or, with pillow, a picture")
-image = sys.argv[1]
-model = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).with_name("{file}"))
+image, model = (*sys.argv[1:], str(Path(__file__).with_name("{file}")))[:2]
 {open}
-
 height, width = about["image_size"]
-if image.endswith(".npy"):
-    x = np.load(image)
-    if x.dtype != np.uint8 or x.shape != (height, width, about["channels"]):
-        sys.exit(f"{{image}} is {{x.dtype}} {{x.shape}}; a .npy must be uint8 of (H, W, C) = {{(height, width, about['channels'])}}")
-else:
-    from PIL import Image, ImageOps
-    with Image.open(image) as opened:
-        if opened.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
-            opened = Image.fromarray((np.asarray(opened).clip(0, 65535) >> 8).astype(np.uint8))
-        picture = ImageOps.exif_transpose(opened).convert("L" if about["channels"] == 1 else "RGB")
-    x = ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC)  # resized to cover, centre crop
+try:
+    if image.endswith(".npy"):
+        x = np.load(image)
+        if x.dtype != np.uint8 or x.shape != (height, width, about["channels"]):
+            raise ValueError(f"is {{x.dtype}} {{x.shape}}; a .npy must be uint8 of (H, W, C) = {{(height, width, about['channels'])}}")
+    else:
+        from PIL import Image, ImageOps
+        picture = ImageOps.exif_transpose(Image.open(image))
+        if picture.mode[0] in "IF":  # 16 bits of grey, which Pillow would clip to white
+            x = np.asarray(picture).clip(0, 65535)
+            if picture.mode == "F" or 0 < x.max() < 4096:  # black in 8 bits
+                raise ValueError(f"has pixels of {{picture.mode}}, none over {{x.max()}}; save it in 8 bits")
+            picture = Image.fromarray((x >> 8).astype(np.uint8))
+        picture = picture.convert("L" if about["channels"] == 1 else "RGB")  # and resized to cover, centre crop
+        x = ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC)
+except Exception as error:  # Pillow's decoders raise any
+    sys.exit(f"{{image}} cannot be used: {{error}}")
 x = np.asarray(x, dtype=np.float32).reshape(height, width, about["channels"]) / 255
 x = (x - np.float32(about["mean"])) / np.float32(about["std"])
 x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
 {run}
-chances = np.exp(logits - logits.max())
-chances /= chances.sum()
-for index in np.argsort(-chances)[:5]:
-    print(f"{{chances[index]:7.2%}}  {{about['labels'][index]}}")
+chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+print(*(f"{{chances[index]:7.2%}}  {{about['labels'][index]}}" for index in np.argsort(-chances)[:5]), sep="\\n")
 '''
 
 _SIDECAR = 'about = json.loads(Path(model + ".json").read_text(encoding="utf-8"))'

@@ -217,13 +217,34 @@ def test_metadata_of_a_search_checkpoint_says_so(tmp_path: Path) -> None:
     assert done.about["trained"] == "a short training of the search"
 
 
-def test_predict_py_reads_sixteen_bits_as_the_training_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turned", [1, 6])
+def test_predict_py_reads_sixteen_bits_as_the_training_does(turned: int, tmp_path: Path) -> None:
     from nasvit.data.imagefolder import decode
 
-    path = tmp_path / "deep.png"
-    Image.fromarray(np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)).save(path)
+    path, exif = tmp_path / "deep.png", Image.Exif()
+    exif[0x0112] = turned  # orientation: as it is, or lying on its side
+    Image.fromarray(np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)).save(path, exif=exif)
+    assert np.array_equal(np.rint(255 * read(path)), decode(path, (32, 32)))
+
+
+def read(path: Path) -> Any:
+    """The pixels (H, W, C), 0 to 1, that predict.py makes of an image file."""
     text = predict_script("onnxruntime", file=Path("model.onnx"))
-    lines = text[text.index("if image.endswith") : text.index("x = (x - ")]
-    scope = {"np": np, "image": str(path), "height": 32, "width": 32, "about": {"channels": 3}}
-    exec(lines, scope)
-    assert np.array_equal(np.rint(255 * scope["x"]), decode(path, (32, 32)))
+    scope = {"np": np, "sys": sys, "image": str(path), "about": {"channels": 3, "image_size": (32, 32)}}
+    exec(text[text.index("height, width =") : text.index("x = (x - ")], scope)
+    return scope["x"]
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("text.jpg", "cannot identify"), ("torn.png", "truncated"), ("text.npy", "pickle"), ("dark.png", "save it in 8 bits"),
+    ("float.tif", "save it in 8 bits")])
+def test_predict_py_says_in_one_message_what_the_training_would_have_left_out(name: str, says: str, tmp_path: Path) -> None:
+    """A black picture of 12 bits got a class; a torn one a traceback."""
+    grey = np.random.default_rng(0).integers(1, 255, (32, 32))
+    for file, dtype in (("torn.png", np.uint8), ("dark.png", np.uint16), ("float.tif", np.float32)):
+        Image.fromarray(grey.astype(dtype)).save(tmp_path / file)
+    (tmp_path / "torn.png").write_bytes((tmp_path / "torn.png").read_bytes()[:500])
+    for file in ("text.jpg", "text.npy"):
+        (tmp_path / file).write_text("hello")
+    with pytest.raises(SystemExit, match=rf"{re.escape(name)} cannot be used: .*{says}"):
+        read(tmp_path / name)
