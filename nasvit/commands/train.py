@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -81,6 +82,9 @@ def _of_run(path: Path, *, pick: str, baselines: bool, plan: FinalPlan, device: 
         raise ConfigError(f"{path} has no experiment.yaml and env.json of a search; only a run of `nasvit search` can be trained from")
     subjects = _picked(run, pick, origin="search")
     if baselines:
+        if run.random is None and run.baselines.empty:
+            raise ConfigError(f"{path} has no baselines: leave --baselines away, or give it some first, as in nasvit search --resume --out "
+                              f"{shlex.quote(str(path))} --baseline random")
         subjects += _named(run)
         if run.random is not None:
             known = {subject.id for subject in subjects}
