@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,7 +44,8 @@ def export(
                    f"{done.parity.agreement:.0%} of {done.parity.images} random images")
         typer.echo(f"  latency: {_latency(trained, device or _here(runtime))}")
         script = folder / "predict.py"
-        typer.echo(f"  try it: python {script} IMAGE" if script.exists() else f"  no predict.py: {_why_none(chosen.name)}")
+        typer.echo(f"  try it: {shlex.join(['python', str(script), 'IMAGE'])}" if script.exists() else
+                   f"  no predict.py: {_why_none(chosen.name)}")
 
 
 def folder_name(network: str, runtime: FileRuntime, *, dynamic_batch: bool) -> str:

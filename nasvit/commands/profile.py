@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ def _profile(loaded: SearchSpace, target: Device, *, asked: str, device: str, ou
     for path, other in likes.items():
         if other.about.get("fingerprint") == target.fingerprint:
             raise ConfigError(f"{path} is a profile of this very device ({target.fingerprint}), from which nothing has to be carried over: "
-                              f"use it as it is (nasvit search --profile {path}), or measure anew without --like")
+                              f"use it as it is (nasvit search --profile {shlex.quote(str(path))}), or measure anew without --like")
     _check_writable(place)
     target.calibrate()
     loaded, excluded = restricted(loaded, device=target)
@@ -126,7 +127,8 @@ def _profile(loaded: SearchSpace, target: Device, *, asked: str, device: str, ou
     if skipped:
         typer.echo(f"{len(skipped)} networks could not be measured and are left out, the last {skipped[-1]}")
     typer.echo(f"nine in ten new networks are expected within {half_width(model, loaded):.1%} of what is predicted")
-    typer.echo(f"use it: nasvit search --space {asked} --device '{device}' --profile {place}, on images of "
+    words = ["nasvit", "search", "--space", asked, "--device", device, "--profile", str(place)]
+    typer.echo(f"use it: {shlex.join(words)}, on images of "
                f"{'x'.join(map(str, loaded.image_size))} px")
 
 

@@ -101,21 +101,26 @@ def _of_run(experiment: PruneExperiment, what: str) -> PruneExperiment:
     path = Path(experiment.model)
     if (path / METRICS).exists():
         weights, model = path / WEIGHTS, read_metrics(path).get("model")
-        words = f"{model} --checkpoint {weights}" if model else f"{weights} --arch {path / ARCH}"
-        raise ConfigError(f"{path} is one full training and no run; prune its network by: nasvit prune {words}")
+        words = [model, "--checkpoint", weights] if model else [weights, "--arch", path / ARCH]
+        raise ConfigError(f"{path} is one full training and no run; prune its network by: {_command('prune', *words)}")
     if (path / "prune.json").exists():
         raise ConfigError(f"{path} is a pruning, and what it pruned has no picks; prune its dense model again by: "
-                          f"nasvit prune {path / 'dense' / WEIGHTS} --arch {path / 'dense' / ARCH}")
+                          f"{_command('prune', path / 'dense' / WEIGHTS, '--arch', path / 'dense' / ARCH)}")
     run = load(path)
     found = pick(run, what)
     if len(found) != 1:
         raise ConfigError(f"--pick {what} means {len(found)} networks of {path}, and one is pruned: {', '.join(r.arch_id for r in found)}")
     folder = path / "train" / found[0].arch_id
     if not all((folder / name).exists() for name in (METRICS, WEIGHTS, ARCH)):
-        raise ConfigError(f"{found[0].arch_id}, the pick {what} of {path}, is not trained in full yet; first: nasvit train {path} --pick "
-                          f"{found[0].arch_id}")
+        raise ConfigError(f"{found[0].arch_id}, the pick {what} of {path}, is not trained in full yet; first: "
+                          f"{_command('train', path, '--pick', found[0].arch_id)}")
     own = {key: run.experiment[key] for key in {"data", "seed", "device"} & run.experiment.keys() - experiment.model_fields_set}
     return experiment.model_copy(update={**own, "model": str(folder / WEIGHTS), "arch": str(folder / ARCH), "checkpoint": None})
+
+
+def _command(*words: object) -> str:
+    """A command to copy, whatever the paths are called."""
+    return shlex.join(["nasvit", *map(str, words)])
 
 
 def _choices(text: str) -> tuple[str, ...]:

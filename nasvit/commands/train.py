@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -68,8 +69,8 @@ def train(
 
 
 def _of_run(path: Path, *, pick: str, baselines: bool, plan: FinalPlan, device: str | None, train_on: str | None, out: Path | None) -> None:
-    from nasvit.data import load as load_data
     from nasvit.finals import Task
+    from nasvit.finals.searched import run_data
     from nasvit.finals.subject import NOT_ANEW
     from nasvit.report import load, render
 
@@ -81,16 +82,16 @@ def _of_run(path: Path, *, pick: str, baselines: bool, plan: FinalPlan, device: 
         raise ConfigError(f"{path} has no experiment.yaml and env.json of a search; only a run of `nasvit search` can be trained from")
     subjects = _picked(run, pick, origin="search")
     if baselines:
+        if run.random is None and run.baselines.empty:
+            raise ConfigError(f"{path} has no baselines: leave --baselines away, or give it some first, as in nasvit search --resume --out "
+                              f"{shlex.quote(str(path))} --baseline random")
         subjects += _named(run)
         if run.random is not None:
             known = {subject.id for subject in subjects}
             rivals = _picked(run.random, _beside(run, run.random, pick), origin="random")
             subjects += [subject for subject in rivals if subject.id not in known]
     spec, seed = str(run.experiment["data"]), int(run.experiment.get("seed", 0))
-    data = load_data(spec, seed=seed, image_size=(int(size[0]), int(size[1])))
-    if data.fingerprint != run.env["data"].get("fingerprint"):
-        raise ConfigError(f"{spec} is not the data that {path} was searched on (fingerprint {data.fingerprint}, was "
-                          f"{run.env['data'].get('fingerprint')}); restore it")
+    data = run_data(path, run.experiment, run.env, image_size=(int(size[0]), int(size[1])))
     task = Task(data=data, data_spec=spec, split_seed=seed, plan=plan, recipe=plan.full_recipe(run.experiment.get("recipe") or {}),
                 folder=(out or path) / "train", device=_torch_device(train_on), versions=_versions())
     place = device or str(run.experiment.get("device", "cpu"))

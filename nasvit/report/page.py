@@ -24,7 +24,9 @@ from nasvit.results.record import TrialRecord, latest
 
 Page = dict[str, Any]
 _ABSENT = "\u2013"  # a dash
-_UNITS = {"latency_ms": "ms", "macs_g": "G", "params_m": "M", "peak_memory_mb": "MB"}
+_UNITS = {"latency_ms": "ms", "peak_memory_mb": "MB"}
+_SCALES = {"macs_g": ("G", "M"), "params_m": ("M", "k")}
+"""Units of counts: that of the name, and the one for small values."""
 _UNFINISHED = ("still", "interrupted")
 
 
@@ -75,8 +77,12 @@ def duration(seconds: Any) -> str:
 
 
 def shown(name: str, value: Any) -> str:
-    """A value of the objective called `name`, with its unit."""
-    return percent(value) if name == "accuracy" else number(value, unit=_UNITS.get(name, ""))
+    """A value of the objective called `name`, with its unit: `1.20 ms` on whatever device, `0.145 M` of 0.000145 G."""
+    kind = name.partition("@")[0]
+    if kind in _SCALES:
+        large, small = _SCALES[kind]
+        return number(value * 1e3, unit=small) if value < 0.1 else number(value, unit=large)
+    return percent(value) if name == "accuracy" else number(value, unit=_UNITS.get(kind, ""))
 
 
 def front_rows(run: Run) -> list[dict[str, Any]]:
@@ -90,7 +96,7 @@ def front_rows(run: Run) -> list[dict[str, Any]]:
             "precise": [percent(row[name]) for name in precision_columns(run.env)],
             "interval": f"± {number(half, digits=2)}" if math.isfinite(half) else "",
             "noisy": _text(row["verdict"]) in ("noisy", "drifting"), "verdict": _text(row["verdict"]),
-            "macs": _macs(row["macs_g"]), "params": _params(row["params_m"]),
+            "macs": shown("macs_g", row["macs_g"]), "params": shown("params_m", row["params_m"]),
             "arch": _text(row["mixers"]), "widths": _text(row["widths"]), "arch_id": _text(row["arch_id"]),
             "colour": mixer_colour(_text(row["main_mixer"])), "drawing": "" if not by_trial[row["trial"]].has_arch
             else Markup(draw(by_trial[row["trial"]].network()))})  # it escapes its own text
@@ -107,7 +113,7 @@ def baseline_rows(run: Run) -> list[dict[str, Any]]:
         faster = f"{number(row['front_latency_ms'], unit='ms')} ({number(ratio, digits=2)}{TIMES} as fast)"
         rows.append({
             "label": _text(row["label"]) or _text(row["arch_id"]), "status": row["status"], "reason": _text(row["reason"]),
-            "accuracy": percent(row["accuracy"]), "params": _params(row["params_m"]),
+            "accuracy": percent(row["accuracy"]), "params": shown("params_m", row["params_m"]),
             "latency": number(row["latency_ms"], unit="ms") if same else "other device",
             "gain": better if same and math.isfinite(gain) else _ABSENT, "speed": faster if same and math.isfinite(ratio) else _ABSENT})
     return rows
@@ -387,11 +393,3 @@ def _size(size: Any) -> str:
 
 def _text(value: Any) -> str:
     return "" if value is None or value is pd.NA else str(value)
-
-
-def _macs(value: float) -> str:
-    return number(value * 1e3, unit="M") if value < 0.1 else number(value, unit="G")
-
-
-def _params(value: float) -> str:
-    return number(value * 1e3, unit="k") if value < 0.1 else number(value, unit="M")

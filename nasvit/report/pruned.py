@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from nasvit.errors import RunError
-from nasvit.report.page import number, percent
+from nasvit.report.page import number, percent, shown
 from nasvit.report.tables import Run
 
 RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of fine-tuning with the dense model as teacher, on the images "
@@ -37,7 +37,7 @@ def pruned_section(run: Run) -> dict[str, Any] | None:
 def _figures(facts: dict[str, Any]) -> dict[str, str]:
     latency = facts["latency"]
     return {"accuracy": percent(facts["accuracy"], digits=2), "latency": number(latency["median_ms"], unit="ms"),
-            "interval": _interval(latency), "macs": number(facts["macs_g"], unit="G"), "params": number(facts["params_m"], unit="M")}
+            "interval": _interval(latency), "macs": shown("macs_g", facts["macs_g"]), "params": shown("params_m", facts["params_m"])}
 
 
 def _sibling(row: dict[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from nasvit import cli
 from nasvit.commands.train import Bar, _beside, _picked, _predicted, _train_all
 from nasvit.finals import FinalPlan, Task
 from nasvit.report import load
@@ -66,6 +67,13 @@ def test_beside_a_network_by_id_or_trial_stands_the_random_fronts_nearest_in_lat
         assert _picked(run.random, found, origin="random")[0].searched["origin"] == "random"
     assert _beside(run, run.random, "knee, best,all,max-latency:2ms") == "knee,best,all,max-latency:2ms"
     assert _beside(run, run.random, f"knee,{run.best().arch_id}").startswith("knee,")
+
+
+def test_baselines_of_a_run_that_has_none_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The option did nothing, and nothing said so."""
+    path = write_run(tmp_path / "run", trials=10, baselines=False)
+    assert cli.main(["train", str(path), "--baselines"]) == 2
+    assert f"{path} has no baselines" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_beside_a_network_faster_than_all_of_the_random_front_stands_its_fastest(tmp_path: Path) -> None:

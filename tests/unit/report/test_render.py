@@ -15,7 +15,7 @@ import yaml
 
 from nasvit.errors import RunError
 from nasvit.report import load, render
-from nasvit.report.page import _wilson, notes, number
+from nasvit.report.page import _wilson, notes, number, shown
 from nasvit.report.render import html, markdown
 from nasvit.results.record import TrialRecord, append, latest, read
 from tests.unit.report.make_run import write_run
@@ -199,3 +199,12 @@ def test_what_was_left_out_of_the_data_is_said(tmp_path: Path) -> None:
     env["data"]["notes"] = ["skipped 3 unusable files: a.heic (UnidentifiedImageError)"]
     (path / "env.json").write_text(json.dumps(env))
     assert any("skipped 3 unusable files: a.heic" in line for line in notes(load(path)))
+
+
+@pytest.mark.parametrize(("name", "value", "text"), [
+    ("accuracy", 0.971, "97.1 %"), ("latency_ms", 1.2, "1.20 ms"), ("latency_ms@pi", 0.252, "0.252 ms"),
+    ("peak_memory_mb", 12.0, "12.0 MB"), ("macs_g", 0.000145, "0.145 M"), ("macs_g", 1.26, "1.26 G"),
+    ("params_m", 0.0016, "1.60 k"), ("params_m", 5.7, "5.70 M"), ("macs_g", float("nan"), "\u2013")])
+def test_an_objective_has_one_unit_wherever_it_stands(name: str, value: float, text: str) -> None:
+    """The tiles said 0.000145 G of what the table called 0.145 M; a second device's latency had no unit."""
+    assert shown(name, value) == text
