@@ -140,10 +140,13 @@ class Network(nn.Module):
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         outputs, class_token = self._run(x)
-        x = outputs[-1]
+        return self._final(outputs[-1], class_token), class_token
+
+    def _final(self, x: Tensor, class_token: Tensor | None) -> Tensor:
+        """What the head takes, of the last stage's output and the class token."""
         if self.arch.head.kind == "class_token" and class_token is not None:
             x = torch.cat([class_token, x.flatten(1, 2)], dim=1)
-        return (self.norm(x) if self._norm_first else x), class_token
+        return self.norm(x) if self._norm_first else x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, H', W', C), the last stage's tokens; with a class token head (B, 1 + H'W', C), the class token first.
@@ -188,21 +191,25 @@ class Network(nn.Module):
 
     def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
                               output_fmt: str = "NCHW", intermediates_only: bool = False) -> Any:
-        """timm's pyramid interface: outputs of the chosen stages (all by default, the last n for an int), NCHW or NHWC.
+        """timm's pyramid interface: outputs of the chosen stages (all by default, the last n for an int), NCHW or NHWC; before them, unless
+        `intermediates_only`, what `forward_features` gives (where the stages end earlier, the last one's output).
 
         With the head's feature_norms each is normalised on its own; else the last one by the head's norm, where `norm` asks for it.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f"output_fmt must be NCHW or NHWC, not {output_fmt!r}")
         chosen = [self.feature_stages[i] for i in self._chosen(indices)]
-        outputs, _ = self._run(x, upto=max(chosen) if stop_early else None)
+        outputs, class_token = self._run(x, upto=max(chosen) if stop_early else None)
+        last = len(self.arch.stages) - 1  # stages may have been pruned, and the norm is the last one's
         if self.arch.head.feature_norms:
             maps = [self.feature_norms[self.feature_stages.index(i)](outputs[i]) for i in chosen]
         else:
-            maps = [self.norm(outputs[i]) if norm and i == len(self.stages) - 1 else outputs[i] for i in chosen]
+            maps = [self.norm(outputs[i]) if norm and i == last else outputs[i] for i in chosen]
         if output_fmt == "NCHW":
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
-        return maps if intermediates_only else (outputs[-1], maps)
+        if intermediates_only:
+            return maps
+        return (self._final(outputs[-1], class_token) if len(outputs) > last else outputs[-1]), maps
 
     def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """timm's hook for backbones: drops the stages behind the last one used, and the head. Returns the stages' indices."""
@@ -222,6 +229,8 @@ class Network(nn.Module):
     def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
         count = len(self.feature_stages)
         last = count if indices is None else indices
+        if isinstance(last, int) and not 1 <= last <= count:
+            raise ConfigError(f"the last {last} of {count} scales cannot be given; accepted: 1 to {count}")
         wanted = list(range(count - last, count)) if isinstance(last, int) else list(last)
         chosen = [i + count if i < 0 else i for i in wanted]
         if not chosen or any(not 0 <= i < count for i in chosen):

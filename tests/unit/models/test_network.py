@@ -7,11 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nasvit.arch import Arch, Block, MixerSpec, Stage, Stem
+from nasvit.arch import Arch, Block, Head, MixerSpec, Stage, Stem
 from nasvit.cost import count
 from nasvit.errors import ArchError, ConfigError
 from nasvit.models import Features, build
 from nasvit.models.blocks import StageModule
+from nasvit.torchvision_ops import ensure
+
+ensure()
+from timm.models._features import FeatureGetterNet  # noqa: E402 (timm needs torchvision importable first)
 
 MIXERS = {
     "window": MixerSpec.of("window", window_size=3, shift=True, num_heads=2),
@@ -149,8 +153,6 @@ def test_timms_interface(tiny_arch: Arch) -> None:
 
 
 def test_timms_feature_wrapper_gives_a_pyramid(tiny_arch: Arch) -> None:
-    from timm.models._features import FeatureGetterNet
-
     pyramid = FeatureGetterNet(build(tiny_arch, seed=0), out_indices=(0, 1)).eval()
     maps = pyramid(images(tiny_arch))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 8, 8), (2, 16, 4, 4)]
@@ -158,8 +160,6 @@ def test_timms_feature_wrapper_gives_a_pyramid(tiny_arch: Arch) -> None:
 
 
 def test_features_are_the_maps_of_the_scales_as_timms_wrapper_gives_them(tiny_arch: Arch) -> None:
-    from timm.models._features import FeatureGetterNet
-
     x, timms = images(tiny_arch), FeatureGetterNet(build(tiny_arch, seed=0), out_indices=(0, 1)).eval()
     for scales, wanted in ((None, [0, 1]), ((0,), [0]), ((-1,), [1])):
         ours = Features(build(tiny_arch, seed=0), scales=scales).eval()
@@ -177,6 +177,28 @@ def test_intermediates_may_stop_early_and_choose_the_layout(tiny_arch: Arch) -> 
     assert first.shape == (2, 8, 8, 8) and len(maps) == 2 and torch.equal(last, net.forward_features(x))
     with pytest.raises(ConfigError, match="0 to 1"):
         net.forward_intermediates(x, indices=[5])
+
+
+@pytest.mark.parametrize("kind", ["mean", "norm_mean", "class_token"])
+def test_intermediates_come_with_what_the_head_takes(kind: str) -> None:
+    net = build(replace(make("global"), head=Head(kind=kind)), seed=0).eval()
+    x = images(net.arch)
+    last, maps = net.forward_intermediates(x)
+    assert torch.equal(last, net.forward_features(x)) and torch.equal(net.forward_head(last), net(x))
+    early, _ = net.forward_intermediates(x, indices=[0], stop_early=True)
+    assert torch.equal(early.permute(0, 3, 1, 2), maps[0])
+
+
+@pytest.mark.parametrize("wanted", [0, 3, -1])
+def test_more_intermediates_than_there_are_scales_are_refused(wanted: int, tiny_arch: Arch) -> None:
+    with pytest.raises(ConfigError, match="accepted: 1 to 2"):
+        build(tiny_arch, seed=0).forward_intermediates(images(tiny_arch), indices=wanted)
+
+
+def test_the_heads_norm_is_for_the_last_scale_alone_in_a_pruned_backbone_too(tiny_arch: Arch) -> None:
+    x = images(tiny_arch)
+    normed, plain = (FeatureGetterNet(build(tiny_arch, seed=0), out_indices=(0,), norm=norm).eval() for norm in (True, False))
+    assert torch.equal(normed(x)[0], plain(x)[0])
 
 
 def test_an_image_of_another_size_is_refused_with_the_size_it_takes(tiny_arch: Arch) -> None:
