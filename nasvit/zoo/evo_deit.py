@@ -113,14 +113,13 @@ def from_deit(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
         if f"{name}.weight" in checkpoint:
             taken = checkpoint.take_all(name, name)
             ours |= taken | {f"aux_{key}": value for key, value in taken.items()}
-    if "head.weight" in ours and ours["head.weight"].shape[0] != arch.num_classes:
-        ours = {name: value for name, value in ours.items() if not name.startswith(("head.", "aux_head."))}
     return ours
 
 
 FAMILIES.register("evo_deit")(Family(name="evo_deit", arch=arch, official=official, relatives={"visiontransformer": from_deit}))
 
-default_cfgs = generate_default_cfgs({f"evo_deit_{size}.authors_in1k": cfg("stem.proj", license="none stated", pool_size=(14, 14))
+default_cfgs = generate_default_cfgs({f"evo_deit_{size}.authors_in1k": cfg("stem.proj", license="none stated", pool_size=(14, 14),
+                                                                           classifier=("head", "aux_head"))
                                       for size in ("tiny", "small", "base")})
 
 

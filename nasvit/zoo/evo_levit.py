@@ -16,7 +16,7 @@ from torch import Tensor
 from nasvit.arch import Arch, Block, Grid, Head, MixerSpec, Scalar, Stage, Stem
 from nasvit.errors import ArchError, CheckpointError
 from nasvit.zoo.checkpoint import Checkpoint
-from nasvit.zoo.family import FAMILIES, Family, cfg, checkpoint_filter_fn, create
+from nasvit.zoo.family import CLASSIFIERS, FAMILIES, Family, cfg, checkpoint_filter_fn, create
 
 from timm.models import generate_default_cfgs, register_model  # isort: skip (behind ours, which make torchvision importable)
 
@@ -161,9 +161,7 @@ def from_levit(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
     for suffix in ("", "_dist") if arch.head.distillation else ("",):
         if f"head{suffix}.bn.weight" not in checkpoint:
             continue
-        ours |= checkpoint.take_all(f"head{suffix}.bn", f"norm{suffix}.bn")
-        classifier = checkpoint.take_all(f"head{suffix}.linear", f"head{suffix}")
-        ours |= classifier if classifier[f"head{suffix}.weight"].shape[0] == arch.num_classes else {}
+        ours |= checkpoint.take_all(f"head{suffix}.bn", f"norm{suffix}.bn") | checkpoint.take_all(f"head{suffix}.linear", f"head{suffix}")
     return ours
 
 
@@ -171,7 +169,7 @@ FAMILIES.register("evo_levit")(Family(name="evo_levit", arch=arch, official=offi
                                       relatives={"levit": from_levit, "levitdistilled": from_levit}))
 
 default_cfgs = generate_default_cfgs({f"evo_levit_{size}.authors_in1k": cfg("stem.layers.0.0", license="none stated", pool_size=(4, 4),
-                                                                            classifier=("head", "head_dist"))
+                                                                            classifier=CLASSIFIERS)
                                       for size in ("128s", "128", "192", "256", "384")})
 
 

@@ -63,8 +63,9 @@ def official(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
 def from_timm(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
     """timm's PVTv2: everything but the slide attentions' kernels and positions, which keep their initial values."""
     last = len(arch.stages) - 1
-    ours = {**checkpoint.take_all("patch_embed.proj", "stem.proj"), **checkpoint.take_all("patch_embed.norm", "stem.norm"),
-            **checkpoint.take_all("head", "head")}
+    ours = checkpoint.take_all("patch_embed.proj", "stem.proj") | checkpoint.take_all("patch_embed.norm", "stem.norm")
+    if "head.weight" in checkpoint:
+        ours |= checkpoint.take_all("head", "head")
     for s, stage in enumerate(arch.stages):
         ours |= checkpoint.take_all(f"stages.{s}.norm", "norm" if s == last else f"stages.{s}.norm")
         for part in ("proj", "norm") if s else ():

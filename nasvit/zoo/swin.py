@@ -33,13 +33,14 @@ def swin_arch(*, image_size: Grid, in_channels: int, num_classes: int, embed_dim
                 stages=tuple(stage(s, depth) for s, depth in enumerate(depths)), head=Head(kind="norm_mean"))
 
 
-def around(checkpoint: Checkpoint, arch: Arch, *, head: str = "head", merging_leads: bool = False) -> dict[str, Tensor]:
-    """Everything but the blocks' mixers, from Swin's official names: embedding, merging, norms, MLPs, head.
+def around(checkpoint: Checkpoint, arch: Arch, *, head: str | None = "head", merging_leads: bool = False) -> dict[str, Tensor]:
+    """Everything but the blocks' mixers, from Swin's official names: embedding, merging, norms, MLPs, head (None: there is none).
 
     merging_leads: the patch merging stands at the beginning of a stage (timm, with the head `head.fc`), not at the end of the one before.
     """
-    ours = {**checkpoint.take_all("patch_embed.proj", "stem.proj"), **checkpoint.take_all("norm", "norm"),
-            **checkpoint.take_all(head, "head")}
+    ours = checkpoint.take_all("patch_embed.proj", "stem.proj") | checkpoint.take_all("norm", "norm")
+    if head:
+        ours |= checkpoint.take_all(head, "head")
     if arch.stem.kind == "patch_norm":
         ours |= checkpoint.take_all("patch_embed.norm", "stem.norm")
     if arch.stem.pos_embed:
@@ -71,7 +72,7 @@ def window_attention(checkpoint: Checkpoint, theirs: str, to: str) -> dict[str, 
 def from_timm(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
     """timm's Swin into any system built on it: of each block's first mixer the projections, and its bias table where that is of the
     same window; a mixer that is added to Swin, or put in the window's place, otherwise keeps its initial values."""
-    ours = around(checkpoint, arch, head="head.fc", merging_leads=True)
+    ours = around(checkpoint, arch, head="head.fc" if "head.fc.weight" in checkpoint else None, merging_leads=True)
     for s, stage in enumerate(arch.stages):
         for b, block in enumerate(stage.blocks):
             theirs, to, mixer = f"layers.{s}.blocks.{b}.attn", f"stages.{s}.blocks.{b}.mixers.0", block.mixers[0].kwargs
