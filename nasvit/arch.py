@@ -77,7 +77,8 @@ class Block:
     """One or more token mixers, each in its own residual branch, then an MLP of `mlp_dim` hidden channels.
 
     keep_ratio: share of the tokens updated on the slow path, in (0, 1]; 1.0 is the plain block. mlp: "gelu" (linear, GELU,
-    linear), "conv" (PVTv2's, with a depthwise 3x3 convolution before the GELU) or "levit" (batch norms and hardswish).
+    linear), "conv" (PVTv2's, with a depthwise 3x3 convolution before the GELU; not beside a class token, not with a keep_ratio below 1)
+    or "levit" (batch norms and hardswish).
     """
 
     mixers: tuple[MixerSpec, ...]
