@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -54,8 +55,12 @@ class MixerSpec:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ArchError(f"a mixer's name must be an identifier, not {self.name!r}")
         for key, value in self.params:
-            if not isinstance(key, str) or not isinstance(value, (bool, int, float, str)):
-                raise ArchError(f"mixer {self.name}: parameter {key!r} must be a number, a bool or a string, not {value!r}")
+            finite = math.isfinite(value) if isinstance(value, float) else isinstance(value, (bool, int, str))
+            if not isinstance(key, str) or not finite:
+                raise ArchError(f"mixer {self.name}: parameter {key!r} must be a finite number, a bool or a string, not {value!r}")
+        names = [key for key, _ in self.params]
+        if "name" in names or len(set(names)) < len(names):  # as a mapping it would lose one of them
+            raise ArchError(f"mixer {self.name}: parameters have different names, none of them 'name', not {', '.join(names)}")
         object.__setattr__(self, "params", tuple(sorted(self.params)))
 
     @classmethod
@@ -77,7 +82,8 @@ class Block:
     """One or more token mixers, each in its own residual branch, then an MLP of `mlp_dim` hidden channels.
 
     keep_ratio: share of the tokens updated on the slow path, in (0, 1]; 1.0 is the plain block. mlp: "gelu" (linear, GELU,
-    linear), "conv" (PVTv2's, with a depthwise 3x3 convolution before the GELU) or "levit" (batch norms and hardswish).
+    linear), "conv" (PVTv2's, with a depthwise 3x3 convolution before the GELU; not beside a class token, not with a keep_ratio below 1)
+    or "levit" (batch norms and hardswish).
     """
 
     mixers: tuple[MixerSpec, ...]
@@ -295,12 +301,12 @@ class Arch:
             for b, raw_block in enumerate(_sequence(stage["blocks"], f"stage {s}: blocks")):
                 where = f"stage {s}, block {b}"
                 block = _take(raw_block, where, ("mixers", "mlp_dim", "keep_ratio"), _OPTIONAL["block"])
-                mixers = []
-                for raw in _sequence(block["mixers"], f"{where}: mixers"):
+                listed = _sequence(block["mixers"], f"{where}: mixers")
+                for raw in listed:
                     if not isinstance(raw, Mapping) or "name" not in raw:
                         raise ArchError(f"{where}: a mixer must be a mapping with a name, not {raw!r}")
-                    mixers.append(MixerSpec(name=raw["name"], params=tuple((k, v) for k, v in raw.items() if k != "name")))
                 try:
+                    mixers = [MixerSpec(name=raw["name"], params=tuple((k, v) for k, v in raw.items() if k != "name")) for raw in listed]
                     blocks.append(Block(**{**block, "mixers": tuple(mixers)}))
                 except ArchError as error:
                     raise ArchError(f"{where}: {error}") from None

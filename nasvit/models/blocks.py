@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasvit.arch import Arch, Block, Grid, keep_count
+from nasvit.errors import ArchError
 from nasvit.models import tokens
 from nasvit.models.folding import affine, foldable, scale_input_
 from nasvit.models.layers import ChannelBatchNorm, ConvMlp, DropPath, Mlp, make_norm
@@ -203,6 +204,12 @@ class StageModule(nn.Module):
         self.blocks = nn.ModuleList(
             MixerBlock(block, dim=dim, resolution=resolution, drop_path=rate, where=f"stage {index}, block {b}", norm_eps=arch.norm_eps)
             for b, (block, rate) in enumerate(zip(stage.blocks, drop_paths, strict=True)))
+        for b, block in enumerate(stage.blocks):
+            joined = (class_enters or class_begins) and cast(MixerBlock, self.blocks[b]).sees_class_token
+            if block.mlp == "conv" and (joined or block.keep_ratio < 1):
+                beside = "the class token" if joined else f"keep_ratio {block.keep_ratio}"
+                raise ArchError(f"stage {index}, block {b}: mlp conv runs on the whole grid alone, not with {beside}; "
+                                f"accepted: {', '.join(kind for kind in MLPS if kind != 'conv')}")
         self.representative = arch.representative
         self.keeps_only = keeps_only
         self.segments = tokens.segments(stage.blocks)

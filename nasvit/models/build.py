@@ -12,7 +12,7 @@ def build(arch: Arch, *, seed: int, drop_path: float = 0.0) -> Network:
     """The network of an Arch, on the CPU, in train mode. Pure: the same seed gives bit-equal weights, and the caller's
     random state is untouched. drop_path: the last block's rate of stochastic depth, rising linearly from 0.
 
-    Raises ArchError naming stage and block where a mixer cannot be built there.
+    Raises ArchError naming stage and block where a mixer or an MLP cannot be built there.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

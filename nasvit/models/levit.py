@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nasvit.arch import Arch, Grid
 from nasvit.models.layers import DropPath
 from nasvit.models.mixers.levit import KEY_DIM, LinearNorm, head_attention, scale_queries_
+from nasvit.models.tokens import as_divisor
 
 
 class LevitMlp(nn.Module):
@@ -91,7 +92,7 @@ class LevitDownsample(nn.Module):
         total = score.sum(dim=1, keepdim=True)
         share = self.tradeoff()
         score = (1 - share) * halved(score, (height, width)) + share * halved(row, (height, width))
-        return out[:, 1:].unflatten(1, after), out[:, :1], score * (total / score.sum(dim=1, keepdim=True))
+        return out[:, 1:].unflatten(1, after), out[:, :1], score * (total / as_divisor(score.sum(dim=1, keepdim=True)))
 
     def tradeoff(self) -> Tensor | float:
         """The share of this attention in the score."""

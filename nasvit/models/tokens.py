@@ -37,6 +37,11 @@ class Selection:
     weights: Tensor | None
 
 
+def as_divisor(total: Tensor) -> Tensor:
+    """A sum of scores, away from 0: a class token that attends to itself alone leaves other tokens none."""
+    return total.clamp(min=max(1e-12, torch.finfo(total.dtype).tiny))  # in float16 the former is nothing
+
+
 def select(score: Tensor, *, keep: int, representative: bool = True) -> Selection:
     """(B, N) scores -> the `keep` highest. The choice itself has no gradient; the representative's weights have."""
     order = score.detach().argsort(dim=1, descending=True)
@@ -44,8 +49,7 @@ def select(score: Tensor, *, keep: int, representative: bool = True) -> Selectio
     if not representative:
         return Selection(kept=order[:, :keep], restore=restore, weights=None)
     placeholders = score * (restore == keep)
-    least = max(1e-12, torch.finfo(score.dtype).tiny)  # in float16 the former is nothing
-    weights = placeholders / placeholders.sum(dim=1, keepdim=True).clamp(min=least)
+    weights = placeholders / as_divisor(placeholders.sum(dim=1, keepdim=True))
     return Selection(kept=order[:, :keep], restore=restore, weights=weights.unsqueeze(1))
 
 

@@ -79,7 +79,7 @@ def official(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
 
 FAMILIES.register("casvit")(Family(name="casvit", arch=arch, official=official, relatives={}))
 
-default_cfgs = generate_default_cfgs({f"casvit_{size}.authors_in1k": cfg("stem.layers.0.0", license="mit")
+default_cfgs = generate_default_cfgs({f"casvit_{size}.authors_in1k": cfg("stem.layers.0.0", license="mit", classifier=("head", "head_dist"))
                                       for size in ("xs", "s", "m", "t")})
 
 

@@ -116,7 +116,8 @@ def from_deit(checkpoint: Checkpoint, arch: Arch) -> dict[str, Tensor]:
 
 FAMILIES.register("evo_deit")(Family(name="evo_deit", arch=arch, official=official, relatives={"visiontransformer": from_deit}))
 
-default_cfgs = generate_default_cfgs({f"evo_deit_{size}.authors_in1k": cfg("stem.proj", license="none stated", pool_size=(14, 14))
+default_cfgs = generate_default_cfgs({f"evo_deit_{size}.authors_in1k": cfg("stem.proj", license="none stated", pool_size=(14, 14),
+                                                                           classifier=("head", "aux_head"))
                                       for size in ("tiny", "small", "base")})
 
 

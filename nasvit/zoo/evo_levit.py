@@ -16,7 +16,7 @@ from torch import Tensor
 from nasvit.arch import Arch, Block, Grid, Head, MixerSpec, Scalar, Stage, Stem
 from nasvit.errors import ArchError, CheckpointError
 from nasvit.zoo.checkpoint import Checkpoint
-from nasvit.zoo.family import FAMILIES, Family, cfg, checkpoint_filter_fn, create
+from nasvit.zoo.family import CLASSIFIERS, FAMILIES, Family, cfg, checkpoint_filter_fn, create
 
 from timm.models import generate_default_cfgs, register_model  # isort: skip (behind ours, which make torchvision importable)
 
@@ -170,7 +170,7 @@ FAMILIES.register("evo_levit")(Family(name="evo_levit", arch=arch, official=offi
                                       relatives={"levit": from_levit, "levitdistilled": from_levit}))
 
 default_cfgs = generate_default_cfgs({f"evo_levit_{size}.authors_in1k": cfg("stem.layers.0.0", license="none stated", pool_size=(4, 4),
-                                                                            classifier=("head", "head_dist"))
+                                                                            classifier=CLASSIFIERS)
                                       for size in ("128s", "128", "192", "256", "384")})
 
 

@@ -44,6 +44,13 @@ class Family:
 
 FAMILIES: Registry[Family] = Registry("model family")
 
+CLASSIFIERS = ("head", "head_dist", "aux_head", "aux_head_dist")
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a tensor of this name has as many rows as there are classes."""
+    return name.rpartition(".")[0] in CLASSIFIERS
+
 
 def family_of(model: Any) -> Family:
     """The family a zoo model was made by; raises ConfigError for any other module."""
@@ -76,8 +83,11 @@ def create(family: str, variant: str, *, pretrained: bool = False, defaults: Map
 
 
 def checkpoint_filter_fn(state: Mapping[str, Tensor], model: Network) -> State:
-    """timm's hook: the authors' names, or ours, to ours. Raises CheckpointError naming what does not fit."""
-    if set(state) == set(model.state_dict()):
+    """timm's hook: the authors' names, or ours, to ours. Raises CheckpointError naming what does not fit.
+
+    Ours may be of another number of classes, or none: timm leaves out the classifiers that the default_cfg names.
+    """
+    if {name for name in state if not is_classifier(name)} == {name for name in model.state_dict() if not is_classifier(name)}:
         return dict(state)
     checkpoint = Checkpoint.of(state)
     converted = family_of(model).official(checkpoint, model.arch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from nasvit.errors import ConfigError
 from nasvit.models.deploy import deploy
 from nasvit.models.mixers import Mixer
 from nasvit.zoo import FAMILIES, family_of
+from nasvit.zoo.family import is_classifier
 from tests.zoo_models import MAKERS, images_of, make
 
 every = pytest.mark.parametrize("case", MAKERS)
@@ -83,6 +86,19 @@ def test_every_operator_is_counted_and_mixers_agree_with_their_closed_forms(case
         for path, module in model.named_modules():
             if isinstance(module, Mixer):
                 assert cost.by_module[path] == pytest.approx(module.macs(), rel=0.005), path
+
+
+@every
+@pytest.mark.parametrize("classes", [5, 3, 0])
+def test_a_trained_file_is_a_start_for_other_classes(case: str, classes: int, tmp_path: Path) -> None:
+    source, file = make(case), tmp_path / "trained.pth"
+    torch.save(source.state_dict(), file)
+    model = make(case, num_classes=classes, pretrained=True, pretrained_cfg_overlay={"file": str(file), "num_classes": 5})
+    found = dict(model.named_parameters())
+    for name, value in source.named_parameters():
+        if classes == 5 or not is_classifier(name):
+            assert torch.equal(found[name], value), name
+    assert model(images_of(model, 1)).shape == (1, classes or model.num_features)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,22 @@ def test_unknown_and_missing_keys_are_named(tiny_arch: Arch) -> None:
     data["stages"][0]["blocks"][0]["mlp_ratio"] = data["stages"][0]["blocks"][0].pop("mlp_dim")
     with pytest.raises(ArchError, match=r"stage 0, block 0: unknown keys \['mlp_ratio'\], missing keys \['mlp_dim'\]"):
         Arch.from_dict(data)
+
+
+@pytest.mark.parametrize(("mixer", "says"), [({"name": 3}, "identifier"), ({"name": "catm", "z": [1]}, "parameter 'z'"),
+                                             *(({"name": "catm", "z": value}, "finite") for value in (math.nan, math.inf, -math.inf))])
+def test_a_damaged_mixer_is_named_by_stage_and_block(tiny_arch: Arch, mixer: dict[str, object], says: str) -> None:
+    data = tiny_arch.to_dict()
+    data["stages"][1]["blocks"][0]["mixers"] = [mixer]
+    with pytest.raises(ArchError, match=rf"stage 1, block 0: .*{says}"):
+        Arch.from_dict(data)
+
+
+def test_a_mixer_has_every_parameter_once_and_none_in_the_place_of_its_name() -> None:
+    with pytest.raises(ArchError, match="different names"):
+        MixerSpec(name="window", params=(("a", 1), ("a", 2)))
+    with pytest.raises(ArchError, match="none of them 'name'"):
+        MixerSpec.of("window", name="slide")
 
 
 @settings(max_examples=300, deadline=None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasvit.arch import Grid
+from nasvit.errors import ArchError
 from nasvit.models.folding import fold_norm_, scale_input_
 from nasvit.models.mixers.base import MIXERS, Mixer, to_channels_first, to_channels_last
 
@@ -100,6 +101,8 @@ class CATMMixer(Mixer):
 
     def __init__(self, dim: int, *, resolution: Grid, qkv_bias: bool = False) -> None:
         super().__init__()
+        if not isinstance(qkv_bias, bool):  # 1 would be another id than true
+            raise ArchError(f"mixer catm: qkv_bias {qkv_bias!r} is not possible; accepted: true or false")
         self.dim, self.resolution = dim, resolution
         self.qkv: nn.Linear | nn.ModuleList = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.gates_q = nn.Sequential(SpatialOperation(dim), ChannelOperation(dim))

@@ -34,9 +34,8 @@ class GlobalMixer(Mixer):
                  score_share: float | None = None) -> None:
         super().__init__()
         self.head_dim = head_width("global", dim, resolution=resolution, num_heads=num_heads, head_dim=head_dim)
-        if score_share is not None and (isinstance(score_share, bool) or not isinstance(score_share, (int, float))
-                                        or not 0 <= score_share <= 1):
-            raise ArchError(f"mixer global: score_share {score_share!r} is not possible; accepted: 0 to 1")
+        if score_share is not None and not (isinstance(score_share, float) and 0 <= score_share <= 1):  # 1 would be another id than 1.0
+            raise ArchError(f"mixer global: score_share {score_share!r} is not possible; accepted: a float from 0.0 to 1.0")
         self.dim, self.resolution, self.num_heads, self.score_share = dim, resolution, num_heads, score_share
         self.inner, self.scale = num_heads * self.head_dim, self.head_dim**-0.5
         self.qkv = nn.Linear(dim, 3 * self.inner)

@@ -74,7 +74,7 @@ def test_an_impossible_share_is_refused(share: Any) -> None:
         build(arch((replace(PLAIN, mixers=(MixerSpec.of("global", num_heads=2, score_share=share),)),)), seed=0)
 
 
-@pytest.mark.parametrize("share", [float("nan"), -1.0, 1.5, True, "half"])
+@pytest.mark.parametrize("share", [-1.0, 1.5, 1, True, "half"])
 def test_a_score_share_that_is_no_share_is_refused(share: object) -> None:
-    with pytest.raises(ArchError, match="accepted: 0 to 1"):
+    with pytest.raises(ArchError, match=r"accepted: a float from 0\.0 to 1\.0"):
         make_mixer(MixerSpec.of("global", num_heads=2, score_share=share), dim=8, resolution=(4, 4))  # type: ignore[arg-type]

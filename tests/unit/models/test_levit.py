@@ -50,6 +50,16 @@ def test_the_scores_sum_stays(scale: float) -> None:
     torch.testing.assert_close(after.sum(1), (score * scale).sum(1))
 
 
+def test_a_class_token_that_attends_to_itself_alone_leaves_scores_of_zero_and_no_nan() -> None:
+    made = downsample()
+    made.q.bn = made.kv.bn = nn.Identity()
+    with torch.no_grad():
+        made.kv.linear.weight.view(2, 20, 8)[:, :4] = made.q.linear.weight.view(2, 4, 8)  # keys are queries: the largest likes itself best
+    x, class_token, score = inputs()
+    after, _, left = made(x, 1e4 * class_token, torch.zeros_like(score))
+    assert left is not None and not left.any() and after.isfinite().all()
+
+
 def test_without_a_score_the_attention_of_the_class_token_is_the_first() -> None:
     x, class_token, _ = inputs()
     after = downsample()(x, class_token, None)[2]

@@ -30,6 +30,12 @@ def test_shipped_spaces_fit_the_mixers(name: str) -> None:
     ("catm, window]", "catm, window, swirl]", 7, "unknown mixer 'swirl'"),
     ("window_size: 4, ", "window_size: 4, kernel_size: 3, ", 10, "unknown parameter 'kernel_size'"),
     ("mixers:\n  window", "mixers:\n  catm: {head_dim: 8}\n  window", 10, "unknown parameter 'head_dim'"),
+    ("mixers:\n  window", "mixers:\n  catm: {qkv_bias: {choice: ['yes', 'no']}}\n  window", 10, "qkv_bias 'yes' is not possible"),
+    ("[catm, window]}\n    mlp_ratio: 1.0", "[catm, window, global]}\n    mlp_ratio: 1.0\n    global: {num_heads: 1, score_share: 1}", 9,
+     "score_share 1 is not possible; accepted: a float"),
+    ("[catm, window]}\n    mlp_ratio: 1.0", "[catm, window, fsla]}\n    mlp_ratio: 1.0\n"
+     "    fsla: {num_heads: 2, cluster_depth: 1, overlap: 0, qk_scale: {choice: [0.5, 1.0]}}", 9,
+     "(embed_dim 8): mixer fsla: qk_scale 0.5 is not possible"),
     (", head_dim: 8", "", 7, "needs num_heads (accepted: head_dim, num_heads, shift, window_size)"),
 ])
 def test_what_the_mixers_do_not_accept_is_named_with_file_and_line(old: str, new: str, line: int, says: str) -> None:

@@ -89,10 +89,13 @@ def test_timms_pvtv2_gives_all_but_kernels_and_positions() -> None:
     assert torch.equal(qkv, torch.cat([theirs[f"stages.1.blocks.0.attn.{part}.weight"] for part in ("q", "kv")]))
 
 
-def test_a_classifier_of_other_classes_keeps_its_initial_value() -> None:
-    relative = timm_pvt(**{**TINY, "sr_ratios": (8, 4, 2, 1)})
-    report = nasvit.zoo.load_relative(tiny("slide_pvtv2_b1", num_classes=3), relative)
-    assert {"head.weight", "head.bias"} <= set(report.initial) & set(report.unused)
+@pytest.mark.parametrize(("classes", "theirs"), [(3, 5), (0, 5), (5, 0)])
+def test_a_classifier_of_other_classes_keeps_its_initial_values(classes: int, theirs: int) -> None:
+    model, relative = tiny("slide_pvtv2_b1", num_classes=classes), timm_pvt(**TINY)
+    relative.reset_classifier(theirs)
+    report = nasvit.zoo.load_relative(model, relative)
+    assert {name for name in report.initial if name.startswith("head.")} == ({"head.weight", "head.bias"} if classes else set())
+    assert not [name for name in report.loaded if name.startswith("head.")]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("slide_pvt_tiny", "pyramidvisiontransformerv2"), ("slide_pvtv2_b1", "resnet")])

@@ -184,9 +184,13 @@ def test_tables_of_other_windows_keep_their_initial_values() -> None:
     assert "stages.3.blocks.0.mixers.0.relative_position_bias_table" in report.loaded
 
 
-def test_a_classifier_of_other_classes_keeps_its_initial_value() -> None:
-    report = nasvit.zoo.load_relative(tiny(window_size=2, slide_stages=0, num_classes=3), timm_swin(2))
-    assert set(report.initial) == {"head.weight", "head.bias"} and set(report.unused) == {"head.fc.weight", "head.fc.bias"}
+@pytest.mark.parametrize(("classes", "theirs"), [(3, 5), (0, 5), (5, 0)])
+def test_a_classifier_of_other_classes_keeps_its_initial_values(classes: int, theirs: int) -> None:
+    model, relative = tiny(window_size=2, slide_stages=0, num_classes=classes), timm_swin(2)
+    relative.reset_classifier(theirs)
+    report = nasvit.zoo.load_relative(model, relative)
+    assert set(report.initial) == ({"head.weight", "head.bias"} if classes else set())
+    assert set(report.loaded) == {name for name in model.state_dict() if not name.startswith("head.")}
 
 
 def test_an_unknown_relative_is_refused_with_the_known_ones() -> None:

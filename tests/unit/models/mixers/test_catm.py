@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasvit.errors import ArchError
 from nasvit.models.mixers.catm import CATMMixer, ChannelOperation, SpatialOperation
 from nasvit.models.mixers.integration import IntegrationMixer
 
@@ -95,3 +96,8 @@ def test_macs_equal_the_tracer(module: CATMMixer | IntegrationMixer) -> None:
     counter = nn_flops.FlopCountAnalysis(module.eval(), torch.randn(1, 6, 5, 16))
     counter.unsupported_ops_warnings(False)
     assert counter.total() == module.macs()
+
+
+def test_a_bias_is_there_or_not() -> None:
+    with pytest.raises(ArchError, match="qkv_bias 1 is not possible; accepted: true or false"):
+        CATMMixer(8, resolution=(4, 4), qkv_bias=1)  # type: ignore[arg-type]
