@@ -7,6 +7,8 @@ the faster of torch's two matrix libraries. How a module changes is said by the 
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -59,11 +61,12 @@ def deploy(model: nn.Module) -> nn.Module:
     """
     ready = copy.deepcopy(model).eval()
     parts = [m for m in ready.modules() if not getattr(m, "deployed", False)]
+    uses = Counter(id(child) for part in ready.modules() for child in part._modules.values())
     for part in parts:  # parents first: they hand norms to their children
         if hasattr(part, "deploy_"):
             cast(Any, part).deploy_()
-        elif isinstance(part, nn.Sequential):
-            _fold_neighbours_(part)
+        elif type(part).forward is nn.Sequential.forward:
+            _fold_neighbours_(part, uses)
     for part in list(ready.modules()):
         _suit_(part)
         cast(Any, part).deployed = True
@@ -71,17 +74,25 @@ def deploy(model: nn.Module) -> nn.Module:
     return ready.eval()
 
 
-def _fold_neighbours_(sequence: nn.Sequential) -> None:
-    """Batch norms directly behind a linear layer or a convolution of the sequence go into it."""
-    for (_, layer), (name, norm) in pairwise(list(sequence.named_children())):
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+def _fold_neighbours_(sequence: nn.Module, uses: Mapping[int, int]) -> None:
+    """Batch norms directly behind a convolution of the sequence go into it, unless it has uses elsewhere, without the norm.
+
+    Not into a linear layer: of (B, n, C) the norm takes n for its channels.
+    """
+    for (_, layer), (name, norm) in pairwise(list(sequence._modules.items())):
+        if type(layer) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and uses[id(layer)] == 1 and not _hooked(layer, norm):
             setattr(sequence, name, fold_norm_(layer, norm))
+
+
+def _hooked(*layers: nn.Module) -> bool:
+    """Whether somebody else sees, or changes, what goes in and out of one of them."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def _suit_(part: nn.Module) -> None:
     """Linear children to InferenceLinear; a dense convolution's weight channels-last in memory, as the tokens are."""
     for name, child in part.named_children():
-        if type(child) is nn.Linear:
+        if type(child) is nn.Linear and not _hooked(child):
             setattr(part, name, InferenceLinear.of(child))
     if isinstance(part, nn.Conv2d) and part.groups == 1 and part.kernel_size != (1, 1):
         part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)

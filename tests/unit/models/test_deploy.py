@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import pkgutil
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -207,6 +208,46 @@ def test_batch_norms_of_a_sequence_go_into_the_layer_before_them() -> None:
     assert [type(m) for m in ready] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.BatchNorm2d]
     x = torch.randn(2, 4, 5, 7)
     assert difference(ready(x), sequence(x)) <= 1e-5
+
+
+class Summed(nn.Module):
+    """A convolution with a norm behind it and, once more, without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.normed = nn.Sequential(self.conv, nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.normed(x)
+
+
+class Reversed(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](self[1](x))
+
+
+def shared() -> nn.Module:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), conv, nn.BatchNorm2d(4))
+
+
+def doubling() -> nn.Module:
+    made = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Linear(5, 5))
+    for layer in made:
+        layer.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    return made
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize("make", [Summed, shared, doubling, normalised, lambda: Reversed(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+                                  lambda: nn.Sequential(nn.Flatten(2), nn.Linear(25, 4), nn.BatchNorm1d(4))])
+def test_a_layer_that_is_more_than_its_place_in_a_sequence_keeps_its_norm_beside_it(make: Callable[[], nn.Module]) -> None:
+    module, x = awake(make()), torch.randn(2, 4, 5, 5)
+    assert difference(deploy(module)(x), module(x)) <= 1e-5
 
 
 @pytest.mark.parametrize("shape", [(2500, 64), (5, 500, 64), (50, 5, 10, 64)])
