@@ -3,10 +3,10 @@
     python experiments/real_job.py --data ../shared/data/cifar10 --minutes 10 --seeds 1 --out reports/runs/real     # some hundred networks
     python experiments/landscape.py reports/runs/real/* --samplers surrogate,tpe,random --budget 60 --seeds 24
 
-A regression (a Gaussian process or, with --kind trees, a forest that no sampler here resembles) of the accuracies of runs of one space,
-data and list of rungs, on the space's encoding, costs and the rung, takes the place of training in `nasvit search`; everything else is
-the search itself. What a training then says is the landscape's value with noise, of the size of the regression's errors at that rung on
-networks left out of it. Latency follows the law of real_job.py.
+Regressions (Gaussian processes or, with --kind trees, forests that no sampler here resembles) of the accuracies and the validation losses
+of runs of one space, data and list of rungs, on the space's encoding, costs and the rung, take the place of training in `nasvit search`;
+everything else is the search itself. What a training then says is the landscape's value with noise, of the size of the regressions' errors
+at that rung on networks left out of them, and as much alike in accuracy and loss. Latency follows the law of real_job.py.
 
 Prints, as shares of what all searches of the table found together, the hypervolume of the true values (of the top rung, without noise)
 of each search's front on its own accuracies, against latency and against MACs, and that of all that it tried, with standard errors.
@@ -15,7 +15,7 @@ of each search's front on its own accuracies, against latency and against MACs, 
 from __future__ import annotations
 
 import argparse
-import random
+import math
 import statistics
 import sys
 import tempfile
@@ -66,7 +66,8 @@ KINDS = {"gp": gaussian, "trees": trees}
 
 
 class Landscape:
-    """Accuracy of an Arch at a rung, as finished runs have it. Raises ConfigError for runs of different spaces, data or rungs."""
+    """Accuracy and exp(-validation loss) of an Arch at a rung, as finished runs have them. Raises ConfigError for runs of different spaces,
+    data or rungs."""
 
     def __init__(self, runs: Sequence[Path], *, kind: str) -> None:
         asked = [Experiment.load(path / "experiment.yaml") for path in runs]
@@ -81,22 +82,26 @@ class Landscape:
         self.domain = ArchDomain(self.space)
         archs = [Arch.from_dict(r.arch) for r in records]
         x = np.array([self.features(arch, r.rung) for arch, r in zip(archs, records, strict=True)])
-        y = np.array([r.objectives["accuracy"] for r in records])
-        self.predict, self.networks = KINDS[kind](x, y), len({arch.id for arch in archs})
+        y = np.array([(r.objectives["accuracy"], math.exp(-r.details["val_loss"])) for r in records])
+        self.predict, self.networks = [KINDS[kind](x, column) for column in y.T], len({arch.id for arch in archs})
         fold = np.array([derived_seed("fold", arch.id) % FOLDS for arch in archs])
-        errors = np.empty(len(y))
+        errors = np.empty(y.shape)
         for k in range(FOLDS):  # a network's rungs are left out together
-            errors[fold == k] = y[fold == k] - KINDS[kind](x[fold != k], y[fold != k])(x[fold == k])
+            for j, column in enumerate(y.T):
+                errors[fold == k, j] = column[fold == k] - KINDS[kind](x[fold != k], column[fold != k])(x[fold == k])
         rung = np.array([r.rung for r in records])
-        self.noise = [float(np.sqrt(np.mean(errors[rung == k] ** 2))) for k in range(1, len(self.rungs) + 1)]
-        self._known: dict[tuple[str, int], float] = {}
+        self.noise = [errors[rung == k].T @ errors[rung == k] / (rung == k).sum() for k in range(1, len(self.rungs) + 1)]
+        self._known: dict[tuple[str, int], tuple[float, float]] = {}
 
     def features(self, arch: Arch, rung: int) -> Array:
         return np.array([*self.domain.features(self.space.arch_parameters(arch)), rung / len(self.rungs)])
 
-    def accuracy(self, arch: Arch, rung: int) -> float:
+    def values(self, arch: Arch, rung: int) -> tuple[float, float]:
+        """Accuracy and exp(-validation loss), both in 0 to 1, without noise."""
         if (arch.id, rung) not in self._known:
-            self._known[arch.id, rung] = float(np.clip(self.predict(self.features(arch, rung)[None])[0], 0, 1))
+            features = self.features(arch, rung)[None]
+            accuracy, merit = (float(np.clip(predict(features)[0], 0, 1)) for predict in self.predict)
+            self._known[arch.id, rung] = accuracy, merit
         return self._known[arch.id, rung]
 
     def evaluate(self, job: worker.Job) -> TrialRecord:
@@ -104,13 +109,15 @@ class Landscape:
         return worker.evaluated(job, first=self._trained, further=self._trained)
 
     def _trained(self, job: worker.Job, blank: TrialRecord) -> TrialRecord:
-        noise = random.Random(derived_seed("noise", job.settings.seed, job.arch.id, job.rung)).gauss(0, self.noise[job.rung - 1])
+        drawn = np.random.default_rng(derived_seed("noise", job.settings.seed, job.arch.id, job.rung))
+        accuracy, merit = np.clip(drawn.multivariate_normal(self.values(job.arch, job.rung), self.noise[job.rung - 1]), 1e-6, 1)
         macs, params = estimate(job.arch)
         known = costs(job.arch, params=params, macs=macs)
         latency = {"median_ms": known["latency_ms"], **{f"ci_{end}_ms": known["latency_ms"] * (1 + way * NOISE)
                                                         for end, way in (("low", -1), ("high", 1))}}
         return replace(blank, status="complete", latency=latency, seconds={"train": 0.01},
-                       objectives={**known, "accuracy": min(max(self.accuracy(job.arch, job.rung) + noise, 0.0), 1.0)})
+                       objectives={**known, "accuracy": float(accuracy)},
+                       details={"steps": self.rungs[job.rung - 1], "val_loss": -math.log(merit)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +148,7 @@ def search(landscape: Landscape, sampler: str, *, seed: int, budget: int) -> Fou
 
 
 def _true(landscape: Landscape, record: TrialRecord) -> dict[str, float]:
-    return {**record.objectives, "accuracy": landscape.accuracy(Arch.from_dict(record.arch), len(landscape.rungs))}
+    return {**record.objectives, "accuracy": landscape.values(Arch.from_dict(record.arch), len(landscape.rungs))[0]}
 
 
 def shares(searches: Sequence[Found], of: Callable[[Found], list[dict[str, float]]], pair: Sequence[str]) -> list[float]:
@@ -178,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args: Any = parser.parse_args(argv)
     try:
         landscape = Landscape(args.runs, kind=args.kind)
-        noise = ", ".join(f"{100 * n:.1f}" for n in landscape.noise)
+        noise = ", ".join(f"{100 * both[0, 0] ** 0.5:.1f}" for both in landscape.noise)
         print(f"{landscape.networks} networks, rungs {landscape.rungs}, noise {noise} points", flush=True)
         found = []
         for sampler in args.samplers.split(","):
