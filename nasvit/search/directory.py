@@ -53,8 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Own the run directory (made if absent); raises RunError while another search works in it. A killed owner leaves nothing behind."""
+def claimed(out: Path, *, resume: bool | None = None) -> Iterator[None]:
+    """Own the run directory (made if absent); raises RunError while another search works in it, and with `resume` (None: whatever is
+    there) as `check_new_or_resumed`. A killed owner leaves nothing behind."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")
@@ -69,6 +70,8 @@ def claimed(out: Path) -> Iterator[None]:
             raise RunError(f"{out} cannot be locked ({error.strerror}), so that a second search there would go unnoticed; choose an --out "
                            "on a file system with locks") from None
         try:
+            if resume is not None:
+                check_new_or_resumed(out, resume=resume)
             yield
         finally:
             if [path.name for path in out.iterdir()] == [".lock"]:  # nothing came of it: leave no trace
