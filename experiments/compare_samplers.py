@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=20, help="searches a sampler, seeds 0, 1, ...")
     made.add_argument("--slow-seeds", type=int, default=5, help="the same for samplers that take about a second a proposal")
     made.add_argument("--reference-point", default="auto", help="auto: 1.1 of the true front's box; or a value for each objective")
-    made.add_argument("--out", type=Path, help="folder for trials.csv, summary.csv, tests.csv, report.md, figure.png")
+    made.add_argument("--out", type=Path, help="folder for trials.csv, summary.csv, tests.csv, reach.csv, report.md, figure.png")
     made.add_argument("--exclude", help="true/false column: rows that are on no front (default: `disconnected` if there is one); none")
     made.add_argument("--when", action="append", default=[], metavar="CHOICE:PARENT=V|V", help="asked only where the parent has this value")
     made.add_argument("--join", metavar="FILE:COLUMN", help="a second table, joined on a column")

@@ -107,9 +107,12 @@ def search(
 ) -> None:
     """Search architectures; at the end there is a report with their Pareto front."""
     from nasvit.experiment import Experiment, parse_limit, places
+    from nasvit.search.directory import check_new_or_resumed
 
     if resume and out is None:
         raise ConfigError("--resume needs --out, the directory of the run to go on with")
+    if out is not None:
+        check_new_or_resumed(out, resume=resume)
     if resume and experiment is None and out is not None and (out / "experiment.yaml").is_file():
         experiment = out / "experiment.yaml"
     given = (*(("latency_ms", text) for text in max_latency or ()), ("macs_g", max_macs), ("params_m", max_params),

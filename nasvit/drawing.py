@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # Arch draws itself with this module
 
 MIXER_COLOURS = {"window": "#0072B2", "slide": "#E69F00", "fsla": "#009E73", "catm": "#CC79A7", "global": "#D55E00",
                  "integration": "#56B4E9"}
+_OPERATOR_COLOURS = {"none": "#0072B2", "slow_fast": "#E69F00", "merge": "#009E73", "topk_fuse": "#CC79A7"}
+"""What a pruning does with tokens stands in its pictures where a search's have the mixer."""
 """Okabe and Ito's palette, which stays apart for colour-blind readers. A mixer has the same colour in every picture."""
 _OTHER_COLOURS = ("#882255", "#8A8A23", "#44AA99", "#6E6E6E")
 _INK, _MUTED, _LINE, _SOFT, _GREY = "#1b2430", "#66707d", "#cdd3da", "#f6f7f9", "#dfe3e8"
@@ -29,7 +31,7 @@ _SIDE = 74  # of the boxes for image and head
 
 def mixer_colour(name: str) -> str:
     """The mixer's own colour; one that nasvit does not ship gets its colour from its name, always the same."""
-    return MIXER_COLOURS.get(name) or _OTHER_COLOURS[zlib.crc32(name.encode()) % len(_OTHER_COLOURS)]
+    return MIXER_COLOURS.get(name) or _OPERATOR_COLOURS.get(name) or _OTHER_COLOURS[zlib.crc32(name.encode()) % len(_OTHER_COLOURS)]
 
 
 @dataclass(slots=True)

@@ -84,8 +84,17 @@ class OpenRun:
         return found[0]
 
     def arch(self, what: str = "knee") -> Arch:
-        """The Arch of a pick; in a notebook it draws itself. Raises RunError for a network of a pruning, which a Plan describes."""
-        return self.record(what).network()
+        """The Arch of a pick; in a notebook it draws itself. Of a pruning its Plan's, under an id of its own, where a network of an Arch
+        was pruned. Raises RunError for what is left of a model of timm, which a Plan alone can say."""
+        record = self.record(what)
+        if record.arch is not None and not record.has_arch:
+            from nasvit.pruning.dense import arch_left
+            from nasvit.pruning.plan import Plan
+
+            found = arch_left(Plan.from_dict(record.arch))
+            if found is not None:
+                return found
+        return record.network()
 
     def model(self, what: str = "knee", *, features_only: bool = False) -> nn.Module:
         """The network of a pick with its weights, in eval mode: trained in full where `nasvit train` did, else as the search left it.

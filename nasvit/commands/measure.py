@@ -48,8 +48,8 @@ def measure(
         module, shape = remeasure.network_of(arch) if arch is not None else remeasure.named_model(str(model))
         shape = (batch_size, *shape[1:])
         with target.prepared(module, input_shape=shape) as ready, target.alone():
-            peak_mb, stats = ready.peak_memory_mb(), ready.measure()
-        facts = _facts(stats, device=target, shape=shape, peak_mb=peak_mb)
+            peak_mb, stats, step_mb = ready.peak_memory_mb(), ready.measure(), ready.peak_step_mb
+        facts = _facts(stats, device=target, shape=shape, peak_mb=peak_mb, step_mb=step_mb)
     finally:
         target.close()
     typer.echo(json.dumps(facts, indent=2) if as_json else _text(facts))
@@ -70,17 +70,25 @@ def _other_precision(device: str) -> bool:
     return parse(device).settings.get("precision", "fp32") != "fp32"
 
 
-def _facts(stats: LatencyStats, *, device: Device, shape: tuple[int, ...], peak_mb: float) -> dict[str, Any]:
+def _facts(stats: LatencyStats, *, device: Device, shape: tuple[int, ...], peak_mb: float, step_mb: float) -> dict[str, Any]:
     """One JSON object: the figure, its interval and verdict first, then everything else that is known of it."""
     about = device.describe()
     state = {key: about[key] for key in ("governor", "frequency_mhz", "max_frequency_mhz", "temperature_c", "load_average", "available_mb")}
     return {"latency_ms": stats.median_ms, "interval_ms": [stats.ci_low_ms, stats.ci_high_ms], "verdict": stats.verdict, "note": stats.note,
             "p10_ms": stats.p10_ms, "p90_ms": stats.p90_ms, "cpu_ms": stats.cpu_ms, "threads": stats.threads, "peak_memory_mb": peak_mb,
-            "batch_size": stats.batch_size, "input_shape": list(shape), "runs": stats.runs, "repeats": stats.repeats,
-            "attempts": stats.attempts, "waited": stats.waited, "slowness": stats.slowness, "reference_trend": stats.reference_trend,
-            "reference_ms": stats.reference_ms, "calibration": about["calibration"], "fingerprint": stats.fingerprint,
+            "peak_memory_step_mb": step_mb, "batch_size": stats.batch_size, "input_shape": list(shape), "runs": stats.runs,
+            "repeats": stats.repeats, "attempts": stats.attempts, "waited": stats.waited, "slowness": stats.slowness,
+            "reference_trend": stats.reference_trend, "reference_ms": stats.reference_ms, "calibration": about["calibration"],
+            "fingerprint": stats.fingerprint,
             "device": {key: value for key, value in about.items() if key not in state and key not in ("reference_ms", "calibration")},
             "state": state}
+
+
+def megabytes(value: float, *, step: float) -> str:
+    """`12.3 MB`, `0.0904 MB`; `below 0.1 MB` for what is less than the step in which it is told."""
+    if value < step:
+        return f"below {step:g} MB"
+    return f"{value:.1f} MB" if step or value >= 1 else f"{value:.3g} MB"
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -88,7 +96,8 @@ def _text(facts: dict[str, Any]) -> str:
     why = f", because {facts['note']}" if facts["note"] else ""
     return (f"{facts['latency_ms']:.4g} ms (interval {low:.4g} to {high:.4g}, {facts['verdict']}{why}), "
             f"input {'x'.join(map(str, facts['input_shape']))}, {facts['threads']} thread(s), {facts['runs']} runs, peak memory "
-            f"{facts['peak_memory_mb']:.1f} MB, {facts['device']['runtime_version']} in its {facts['device']['form']} form, "
+            f"{megabytes(facts['peak_memory_mb'], step=facts['peak_memory_step_mb'])}, "
+            f"{facts['device']['runtime_version']} in its {facts['device']['form']} form, "
             f"device {facts['fingerprint']}")
 
 

@@ -47,16 +47,17 @@ def prune(
 ) -> None:
     """Prune a trained model to a latency measured on your device."""
     from nasvit.experiment import PruneExperiment
+    from nasvit.search.directory import check_new_or_resumed
 
     if resume and out is None:
         raise ConfigError("--resume needs --out, the directory of the run to go on with")
+    if out is not None and not dry_run:
+        check_new_or_resumed(out, resume=resume)
     file = Path(model) if model is not None and model.endswith((".yaml", ".yml")) else None
     if file is not None:
         model = None
     elif resume and out is not None and (out / "experiment.yaml").is_file():
         file = out / "experiment.yaml"
-    elif resume and model is None:
-        raise ConfigError(f"there is no run in {out} to resume; give the model, and leave --resume away, to begin one")
     if model is None and file is None:
         raise ConfigError("give the model to prune: its name in timm, a .safetensors file with --arch, a run, or an experiment file")
     wanted: dict[str, Any] = {

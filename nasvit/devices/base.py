@@ -35,6 +35,8 @@ class Prepared:
     batch_size: int
     attempt: Callable[[int], Attempt]
     peak: Callable[[], float]
+    peak_step_mb: float = 0.0
+    """What is less than this, `peak` does not tell from nothing; 0 where bytes are added up."""
 
     def measure(self) -> LatencyStats:
         """Latency of one inference: about a second up to 3 ms and three seconds otherwise, up to eight attempts where it stays unstable.

@@ -47,6 +47,9 @@ TRIES = 3
 FEWEST_RUNS = 10
 """Of a network whose runs are so long that time is the bound: to warm up, and for its peak memory."""
 MEMORY_TIMEOUT_S = 100.0
+PEAK_STEP_MB = 0.1
+"""The growth of a process is told in pages, after the allocator has used up what the reference network left free: the same network's
+differs by some pages from one process to the next, and one that fits into what was left gives 0."""
 
 
 class AgentDevice(Device):
@@ -171,7 +174,7 @@ class AgentDevice(Device):
             try:
                 yield Prepared(device=self, batch_size=input_shape[0],
                                attempt=lambda repeats: self._attempt(key, repeats, first_s=first_s),
-                               peak=lambda: self._peak(request, first_s=first_s))
+                               peak=lambda: self._peak(request, first_s=first_s), peak_step_mb=PEAK_STEP_MB)
             finally:
                 self._forget(key)
 

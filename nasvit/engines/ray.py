@@ -31,7 +31,7 @@ from nasvit.engines.base import (
     resident_mb,
     told,
 )
-from nasvit.engines.ray_access import HELP, check_reachable, check_token, require_own_token, running_cluster
+from nasvit.engines.ray_access import HELP, check_reachable, check_start, check_token, running_cluster
 from nasvit.errors import ConfigError, NasvitError
 
 OBJECT_STORE_BYTES = 100 * 1024**2
@@ -52,17 +52,17 @@ class RayEngine(Engine):
     `workers` actors that stay, one CPU and `gpus` of a GPU each. `address`: "auto", "host:port" or "ray://host:port" of a running cluster;
     None: RAY_ADDRESS, else a local one. Nodes may come and go: `workers` is the most that are used, jobs go to those that have room, and an
     actor that is lost with its node is started anew where there is room. Raises ConfigError for a cluster that others can reach and that is
-    joined without a token.
+    joined without a token, and where no node has `gpus`: a node that joins later is taken up, but nobody can say that one will.
     """
 
     def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS, address: str | None = None, gpus: float = 0.0) -> None:
+        check_start(address, gpus=gpus)
         address = running_cluster(address)
         self.elsewhere = address is not None
-        if gpus and not self.elsewhere:
-            raise ConfigError(f"a share of a GPU for each worker ({gpus:g}) is a cluster's to give, and there is none: start one "
-                              "(ray start --head), name one (--ray-address), or leave the share away")
         self.workers, self.limits = workers, limits
         self._ray, self._started = _connected(address, workers=workers)
+        if gpus:
+            self._check_share(gpus)
         self._parcels: dict[str, Any] = {}
         # a second thread of the actor tells its memory while the first one works
         self._ray.method(concurrency_group="watch")(_Actor.resident_mb)
@@ -79,6 +79,16 @@ class RayEngine(Engine):
         self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True, name=f"nasvit-ray-{number}")
                          for number, slot in enumerate(self._slots)]
         self._begun = False  # with the first job
+
+    def _check_share(self, gpus: float) -> None:
+        most = max((node["Resources"].get("GPU", 0.0) for node in self._ray.nodes() if node["Alive"]), default=0.0)
+        if gpus <= most:
+            return
+        if self._started:
+            self._ray.shutdown()
+        raise ConfigError(f"each worker asks for {gpus:g} GPU, and no node of the Ray cluster has as much (the most is {most:g}): start a "
+                          "node that has (of a cluster that grows when asked, keep one from the beginning), ask for less, or leave "
+                          "--gpus-per-worker away")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -333,9 +343,7 @@ def _last_line(error: Exception) -> str:
 
 def _connected(address: str | None, *, workers: int) -> tuple[Any, bool]:
     """ray, connected, and whether it was here that it was connected. Raises ConfigError where it cannot be, or must not be."""
-    if address is None:
-        require_own_token()
-    elif address != "auto":
+    if address not in (None, "auto"):
         check_reachable(address)
         check_token(address)
     ray = _import()

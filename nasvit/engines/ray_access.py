@@ -7,6 +7,7 @@ token of its own, and one on another address than loopback is joined only with a
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -27,6 +28,19 @@ def running_cluster(address: str | None) -> str | None:
     """The running cluster that is meant: `address`, else RAY_ADDRESS; None for a local one to be started."""
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address == "local" else address
+
+
+def check_start(address: str | None, *, gpus: float) -> None:
+    """What can be refused before a cluster is joined or begun: no package ray, a share of a GPU where there is no running cluster, and one
+    of this run's own without tokens."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("the engine ray needs the package ray: pip install 'ray[default]', or use the engine processes")
+    if running_cluster(address) is not None:
+        return
+    if gpus:
+        raise ConfigError(f"a share of a GPU for each worker ({gpus:g}) is a cluster's to give, and there is none: start one "
+                          "(ray start --head), name one (--ray-address), or leave the share away")
+    require_own_token()
 
 
 def host_of(address: str) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nasvit.arch import Arch
 from nasvit.pruning.families import FAMILIES, Family, Layout, UnsupportedModelError
 from nasvit.pruning.families.reading import same_eval
 from nasvit.pruning.plan import BlockPlan, Plan, PlanError, Source
@@ -160,6 +161,12 @@ def build(plan: Plan) -> nn.Module:
     """The module of a plan with untrained weights; raises PlanError."""
     check(plan)
     return FAMILIES[plan.source.family].build(plan)  # of an Arch's plan: the network of the smaller Arch
+
+
+def arch_left(plan: Plan) -> Arch | None:
+    """The Arch that a plan leaves of a network that was built from one; None of any other, which no Arch can say. Raises PlanError."""
+    form = getattr(build(plan), "arch", None)
+    return form if isinstance(form, Arch) else None
 
 
 def slice_weights(dense: Dense, plan: Plan, scores: Scores) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,9 +185,18 @@ def _trained(name: str, checkpoint: str, *, num_classes: int, in_channels: int, 
     faults += [f"{n} is {tuple(v.shape)}, not {tuple(own[n].shape)}" for n, v in state.items() if n in own and own[n].shape != v.shape]
     if faults:
         raise CheckpointError(f"{checkpoint} does not fit {name} with {num_classes} classes at {size[0]}x{size[1]} px: "
-                              f"{'; '.join(faults[:6])}; if it was trained on images of another size, give that by --image-size")
+                              f"{'; '.join(faults[:6])}; {_likely([fault.partition(' ')[0] for fault in faults])}")
     model.load_state_dict(state)
     return model
+
+
+def _likely(odd: Sequence[str]) -> str:
+    """What is probably wrong where these tensors do not fit, and what to do."""
+    if all(any(word in name for word in ("pos", "attn_mask", "rope")) for name in odd):
+        return "if it was trained on images of another size, give that by --image-size"
+    if all("head" in name for name in odd):
+        return "it was trained for other classes; give the data it was trained on, or train it on these"
+    return "these look like weights of another model, or for images of other channels; name the model they are of"
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -195,7 +205,8 @@ def _state(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors raise many kinds for a file that is none of theirs
-        raise CheckpointError(f"{path} cannot be read as weights ({type(error).__name__}: {str(error)[:200]})") from None
+        why = "it is empty" if path.is_file() and not path.stat().st_size else f"{type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(f"{path} cannot be read as weights ({why})") from None
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]

@@ -28,13 +28,16 @@ def smaller_names(name: str, *, exists: Callable[[str], bool]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A model under the run's protocol. latency interval in ms; accuracy None where no weights of it for these data are known."""
+    """A model under the run's protocol. latency interval in ms; accuracy None where no weights of it for these data are known, macs_g and
+    params_m where they were not counted."""
 
     name: str
     latency_ms: float
     ci_low_ms: float
     ci_high_ms: float
     accuracy: float | None
+    macs_g: float | None = None
+    params_m: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from nasvit.drawing import draw, mixer_colour
 from nasvit.report.plots import below_picture, headline
 from nasvit.report.precision import columns as precision_columns
 from nasvit.report.precision import precision_notes
+from nasvit.report.prune_file import TEST_NOTE, is_pruning, recovery_note
 from nasvit.report.shorthand import TIMES, mixer_rank, mixer_text
 from nasvit.report.tables import Run, foreign, part
 from nasvit.report.truth import Truth, truth_of, verdict
@@ -28,6 +29,7 @@ _UNITS = {"latency_ms": "ms", "peak_memory_mb": "MB"}
 _SCALES = {"macs_g": ("G", "M"), "params_m": ("M", "k")}
 """Units of counts: that of the name, and the one for small values."""
 _UNFINISHED = ("still", "interrupted")
+FULL_NOTE = "train the pick in full and score it once on the test split"
 
 
 def page(run: Run) -> Page:
@@ -42,7 +44,7 @@ def page(run: Run) -> Page:
             "stages": _stage_count(run), "mixers": _mixers(run), "baselines": baseline_rows(run), "reasons": reason_rows(run),
             "truth": truth_rows(truth), "truth_words": verdict(run, truth), "truth_poor": truth is not None and bool(truth.poor),
             "truth_lead": truth_lead(truth), "verified": verified_rows(verified), "verified_words": verified_words(verified),
-            "pruning": (run.path / "prune.json").exists(), "notes": notes(run),
+            "pruning": is_pruning(run), "notes": notes(run),
             "made": made_rows(run), "rivalry": _rivalry(run), "cost": cost, "quality": quality,
             "counts": {s: int(counts.get(s, 0)) for s in ("complete", "rejected", "failed")},
             "precise": list(precision_columns(run.env).values()),
@@ -76,12 +78,13 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
-def shown(name: str, value: Any) -> str:
-    """A value of the objective called `name`, with its unit: `1.20 ms` on whatever device, `0.145 M` of 0.000145 G."""
+def shown(name: str, value: Any, *, beside: float | None = None) -> str:
+    """A value of the objective called `name`, with its unit: `1.20 ms` on whatever device, `0.145 M` of 0.000145 G. beside: the value whose
+    unit it shall have."""
     kind = name.partition("@")[0]
     if kind in _SCALES:
         large, small = _SCALES[kind]
-        return number(value * 1e3, unit=small) if value < 0.1 else number(value, unit=large)
+        return number(value * 1e3, unit=small) if (value if beside is None else beside) < 0.1 else number(value, unit=large)
     return percent(value) if name == "accuracy" else number(value, unit=_UNITS.get(kind, ""))
 
 
@@ -209,7 +212,8 @@ def made_rows(run: Run) -> list[tuple[str, str]]:
                            _of(device, "threads", "thread(s)"))),
         ("device fingerprint", run.fingerprint),
         ("objectives", _joined(*(f"{n} ({objective(n).direction})" for n in run.objectives))),
-        ("limits", _joined(*(f"{k} ≤ {v}" for k, v in limits.items())) if isinstance(limits, Mapping) else ""),
+        ("limits", _joined(*(f"{k} ≤ {float(f'{v:.4g}') if isinstance(v, float) else v}" for k, v in limits.items()))
+         if isinstance(limits, Mapping) else ""),
         ("sampler, engine", _joined(made.get("sampler"), made.get("engine"), _of(made, "workers", "worker(s)"))),
         ("rungs", _joined(*(f"{i}: {steps} steps" for i, steps in enumerate(rungs, start=1))) if isinstance(rungs, (list, tuple)) else ""),
         ("a first network, for the rungs", _joined(*(f"{percent(value)} after {steps} steps" for steps, value in
@@ -272,7 +276,8 @@ def notes(run: Run) -> list[str]:
     lines = []
     rungs = run.summary.get("rungs") or run.experiment.get("rungs") or ()
     if isinstance(rungs, (list, tuple)) and rungs:
-        lines.append(f"Accuracy is measured on the validation split after the training of the trial's highest rung "
+        lines.append(recovery_note(rungs) if is_pruning(run) else
+                     "Accuracy is measured on the validation split after the training of the trial's highest rung "
                      f"({', '.join(map(str, rungs))} steps). It ranks networks; it is not what a full training reaches. A trial stopped at "
                      "a lower rung counts with the accuracy measured there, which can only understate it.")
     data = part(run.env, "data")
@@ -283,7 +288,7 @@ def notes(run: Run) -> list[str]:
         p = min(max(float(run.front["accuracy"].max()), 0.0), 1.0)
         low, high = _wilson(p, val)
         lines.append(f"{percent(p)} of {val} validation images stand for an accuracy between {percent(low)} and {percent(high)} (95 %), "
-                     "and the best of many is chosen on the same images: train the pick in full and score it once on the test split.")
+                     f"and the best of many is chosen on the same images: {TEST_NOTE if is_pruning(run) else FULL_NOTE}.")
     if run.front["ci_low_ms"].notna().any():
         lines.append("The interval of a latency is where the median of a later measurement on the same device is expected in at least "
                      "90 % of cases.")

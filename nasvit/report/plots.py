@@ -13,6 +13,7 @@ import altair as alt
 import pandas as pd
 
 from nasvit.drawing import mixer_colour
+from nasvit.report.prune_file import is_pruning, reference_points
 from nasvit.report.shorthand import mixer_rank, stage_line
 from nasvit.report.tables import Run, foreign, hypervolume_so_far, part, xy_front
 from nasvit.results.objectives import objective
@@ -31,12 +32,14 @@ def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["c
     x, y = run.axes
     table, baselines, rivals = _points(run), _comparable(run), _rivals(run)
     limit, (low, high) = _limit(run, x), _y_span(run)
-    ends = [run.front["ci_low_ms"], run.front["ci_high_ms"]] if x == "latency_ms" else []
+    ends = [rows[name] for rows in (run.front, baselines) for name in ("ci_low_ms", "ci_high_ms")] if x == "latency_ms" else []
     spread = pd.concat([table[x], baselines[x], rivals[x], *ends]).dropna()
+    if limit is not None and spread.max() < limit <= 1.05 * spread.max():
+        spread = pd.concat([spread, pd.Series([limit])])  # or its line would stand outside the picture
     at_x = alt.X(f"{x}:Q", title=objective(x).label, scale=scale_of(spread), axis=axis_of(x, _ticks(spread)))
     at_y = alt.Y(f"{y}:Q", title=objective(y).label, axis=axis_of(y), scale=alt.Scale(domain=[low, high], zero=False, nice=False))
     layers: list[Any] = []
-    if limit is not None and spread.min() <= limit <= 1.05 * spread.max():
+    if limit is not None and spread.min() <= limit <= spread.max():
         layers += _limit_layers(x)
     if len(rivals):
         layers += _rival_layers(at_x, at_y)
@@ -48,7 +51,7 @@ def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["c
         "trials": _values(table), "steps": _values(xy_front(table, run.axes)[[x, y]]),
         "baselines": _values(_with_side(baselines, at=x, spread=spread)),
         "rivals": _values(_with_first(rivals[[x, y]], inside=rivals[y].between(low + 0.06 * (high - low), high))),
-        "limit": [{x: limit, "text": f"limit {limit:g} {_unit(x)}".strip()}] if limit is not None else []}
+        "limit": [{x: limit, "text": f"limit {limit:.4g} {_unit(x)}".strip()}] if limit is not None else []}
     return spec
 
 
@@ -100,9 +103,10 @@ def headline(run: Run) -> tuple[str, str]:
     name = str(data.get("name") or run.experiment.get("data") or run.path.name)
     done = int((run.trials["status"] == "complete").sum())
     measured = "measured latency" if x == "latency_ms" else objective(x).label
-    parts = [f"{done} networks trained, {len(run.front)} on the front"]
+    pruning = is_pruning(run)
+    parts = [f"{done} {'plans evaluated' if pruning else 'networks trained'}, {len(run.front)} on the front"]
     if space.get("name"):
-        parts.append(f"search space {space['name']}")
+        parts.append(str(space["name"]) if pruning else f"search space {space['name']}")
     place = device.get("gpu") or device.get("cpu") or host.get("cpu") or run.experiment.get("device")
     if place:
         parts.append(f"on {place}" + (f" ({device['runtime']})" if "runtime" in device else ""))
@@ -115,7 +119,8 @@ def headline(run: Run) -> tuple[str, str]:
 def _trial_layers(run: Run, at_x: Any, at_y: Any, *, colour: ColourBy, present: Sequence[str]) -> list[Any]:
     x, _ = run.axes
     if colour == "mixer":
-        paint = alt.Color("main_mixer:N", title="main mixer", legend=alt.Legend(symbolOpacity=1, symbolStrokeWidth=0),
+        title = "token operator" if is_pruning(run) else "main mixer"
+        paint = alt.Color("main_mixer:N", title=title, legend=alt.Legend(symbolOpacity=1, symbolStrokeWidth=0),
                           scale=alt.Scale(domain=list(present), range=[mixer_colour(m) for m in present]))
     else:
         paint = alt.Color("keep_ratio:Q", title="mean keep ratio", legend=alt.Legend(format=".2f", gradientLength=150),
@@ -199,10 +204,12 @@ def _points(run: Run) -> pd.DataFrame:
 
 
 def _comparable(run: Run) -> pd.DataFrame:
-    """The baselines that may stand in the picture."""
+    """What may stand in the picture beside the trials: baselines; of a pruning its dense model and the siblings."""
     rows = run.baselines[run.baselines["status"] == "complete"].dropna(subset=list(run.axes))
     keep = pd.Series([not foreign(run, "" if pd.isna(f) else str(f)) for f in rows["fingerprint"]], index=rows.index, dtype=bool)
-    return rows[keep].drop(columns=["reason", "mixers", "widths", "main_mixer", "status"])
+    rows = rows[keep].drop(columns=["reason", "mixers", "widths", "main_mixer", "status"])
+    known = reference_points(run)
+    return pd.concat([rows, known], ignore_index=True) if len(rows) and len(known) else known if len(known) else rows
 
 
 def _rivals(run: Run) -> pd.DataFrame:

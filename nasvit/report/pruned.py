@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nasvit.errors import RunError
 from nasvit.report.page import number, percent, shown
+from nasvit.report.prune_file import NAME, whole_facts
 from nasvit.report.tables import Run
 
 RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of fine-tuning with the dense model as teacher, on the images "
@@ -15,35 +15,59 @@ RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of 
 
 def pruned_section(run: Run) -> dict[str, Any] | None:
     """Rows and words of the section, None for a run that pruned nothing. Raises RunError for a damaged prune.json."""
-    path = run.path / "prune.json"
+    path = run.path / NAME
     if not path.exists():
         return None
-    try:
+    with whole_facts(path):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        dense = {"what": f"dense {facts['model']}", **_figures(facts["dense"])}
-        rows, curve, words = [dense], [], ""
+        dense = {"what": f"dense {facts['model']}", **_figures(facts["dense"], dense=facts["dense"])}
+        rows, curve, words, tiles = [dense], [], "", []
         if "pruned" in facts:
-            rows += [{"what": "pruned", **_figures(facts["pruned"])}, *map(_sibling, facts["siblings"])]
+            rows += [{"what": "pruned", **_figures(facts["pruned"], dense=facts["dense"])},
+                     *(_sibling(row, dense=facts["dense"]) for row in facts["siblings"])]
             curve = [{"steps": point["steps"], "share": percent(point.get("share_of_dense")),
                       "accuracy": percent(point["accuracy"], digits=2)} for point in facts["recovery"]]
-            words = _words(facts)
-        return {"rows": rows, "curve": curve, "words": words, "training": facts.get("dense_training", ""),
-                "verdict": facts.get("verdict", {}).get("text", ""), "dominated": facts.get("verdict", {}).get("dominated"),
+            words, tiles = _words(facts), _tiles(facts)
+        return {"tiles": tiles, "rows": rows, "curve": curve, "words": words, "training": _begun(facts.get("dense_training", "")),
+                "verdict": _begun(facts.get("verdict", {}).get("text", "")), "dominated": facts.get("verdict", {}).get("dominated"),
                 "curve_words": RECOVERY_WORDS, "checks": _checks(facts)}
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
 
 
-def _figures(facts: dict[str, Any]) -> dict[str, str]:
+def _begun(text: str) -> str:
+    """The text as a sentence begins; a name within it stays as it is written."""
+    return text[:1].upper() + text[1:]
+
+
+def _tiles(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(label, figure, small print) of the top line: the result, before the front that it was chosen from."""
+    dense, pruned, target = facts["dense"], facts["pruned"], facts["target_ms"]
+    was, now = dense["latency"]["median_ms"], pruned["latency"]["median_ms"]
+    left = "no target was set" if target is None else f"{percent(pruned['of_target'], digits=0)} of the target, {number(target, unit='ms')}"
+    tested = pruned.get("test_accuracy")
+    test = "no test images" if tested is None else f"{percent(tested, digits=2)} on the test images"
+    return [("pruned model, validation", percent(pruned["accuracy"], digits=2), test),
+            ("pruned model, latency", number(now, unit="ms"), left),
+            ("dense model", percent(dense["accuracy"], digits=2), f"at {number(was, unit='ms')}"),
+            ("faster than the dense model" if was >= now else "of the dense model's speed", f"{was / now:.2f}x",
+             f"MACs {shown('macs_g', dense['macs_g'])} to {_counted('macs_g', pruned, dense=dense)}")]
+
+
+def _figures(facts: dict[str, Any], *, dense: dict[str, Any]) -> dict[str, str]:
     latency = facts["latency"]
     return {"accuracy": percent(facts["accuracy"], digits=2), "latency": number(latency["median_ms"], unit="ms"),
-            "interval": _interval(latency), "macs": shown("macs_g", facts["macs_g"]), "params": shown("params_m", facts["params_m"])}
+            "interval": _interval(latency), "macs": _counted("macs_g", facts, dense=dense),
+            "params": _counted("params_m", facts, dense=dense)}
 
 
-def _sibling(row: dict[str, Any]) -> dict[str, str]:
+def _counted(name: str, facts: dict[str, Any], *, dense: dict[str, Any]) -> str:
+    """In the unit that the dense model's has, or a column would have two."""
+    return number(None) if facts.get(name) is None else shown(name, facts[name], beside=dense[name])
+
+
+def _sibling(row: dict[str, Any], *, dense: dict[str, Any]) -> dict[str, str]:
     interval = f"not measured: {row['why']}" if "why" in row else _interval(row)
-    return {"what": row["name"], "accuracy": percent(row["accuracy"]), "latency": number(row["latency_ms"], unit="ms"),
-            "interval": interval, "macs": "", "params": ""}
+    return {"what": row["name"], "accuracy": percent(row["accuracy"], digits=2), "latency": number(row["latency_ms"], unit="ms"),
+            "interval": interval, "macs": _counted("macs_g", row, dense=dense), "params": _counted("params_m", row, dense=dense)}
 
 
 def _interval(latency: dict[str, float]) -> str:
@@ -55,7 +79,7 @@ def _words(facts: dict[str, Any]) -> str:
     share = "" if target is None else f", {percent(pruned['of_target'], digits=0)} of the target of {number(target, unit='ms')}"
     loss = 100 * (pruned["accuracy"] - dense["accuracy"])
     tested = "" if pruned.get("test_accuracy") is None else (f" On the {number(pruned['test_images'])} test images, at which nothing else "
-                                                              f"looked, it has {percent(pruned['test_accuracy'])}.")
+                                                              f"looked, it has {percent(pruned['test_accuracy'], digits=2)}.")
     other = precision_words(facts)
     return (f"Remeasured after the search, the pruned model is {speed_words(facts)}{share}, at {loss:+.1f} points of accuracy.{tested}"
             + (f" {other}." if other else ""))

@@ -71,7 +71,9 @@ def html(run: Run) -> str:
         specs["fronts"] = devices_chart(run)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((Path(__file__).parent / "template.html").read_text(encoding="utf-8"))
-    return template.render(**page(run), pruned=pruned_section(run), devices=devices, tokens=tokens_of(run), **page_scripts(specs))
+    pruned = pruned_section(run)
+    shown = page(run) | ({"tiles": pruned["tiles"]} if pruned is not None and pruned["tiles"] else {})
+    return template.render(**shown, pruned=pruned, devices=devices, tokens=tokens_of(run), **page_scripts(specs))
 
 
 def markdown(run: Run) -> str:
@@ -104,7 +106,7 @@ def markdown(run: Run) -> str:
     cut = pruned_section(run)
     if cut is not None:
         rows = [list(row.values()) for row in cut["rows"]]
-        said = (cut["words"], cut["verdict"] and f"{cut['verdict'].capitalize()}.", cut["checks"])
+        said = (cut["words"], cut["verdict"] and f"{cut['verdict']}.", cut["checks"])
         parts += ["## Dense, pruned, and the siblings", _cell(" ".join(filter(None, said))),
                   _table(rows, ["model", "accuracy", "latency", "interval", "MACs", "params"])]
         if cut["curve"]:

@@ -79,10 +79,11 @@ class TrialRecord:
         return f"<div><b>trial {self.trial}, {escape(self.label or self.arch_id)}</b><br>{escape(status)}<br>{escape(figures)}</div>"
 
     def network(self) -> Arch:
-        """The Arch of the record; raises RunError where there is none (see `has_arch`)."""
+        """The Arch of the record; raises RunError where it holds none (see `has_arch`)."""
         if self.arch is None or not self.has_arch:
             what = ("is a named baseline and has no Arch; take a trial of the search" if self.arch is None else
-                    "is a pruned model, described by a Plan, and has no Arch; measure, export and show take its Plan")
+                    "is a pruned model, and its record holds a Plan; measure, export and show take that, and where a network of an Arch "
+                    "was pruned nasvit.load(RUN).arch('trial:N') gives the Arch")
             raise RunError(f"{self.label or self.arch_id} {what}")
         return Arch.from_dict(self.arch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from typing import Any
 
 import nasvit
 from nasvit.allowance import usable_cores, usable_mb
-from nasvit.devices.machine import cpu_model
 from nasvit.errors import ConfigError, RunError, StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
@@ -53,8 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Own the run directory (made if absent); raises RunError while another search works in it. A killed owner leaves nothing behind."""
+def claimed(out: Path, *, resume: bool | None = None) -> Iterator[None]:
+    """Own the run directory (made if absent); raises RunError while another search works in it, and with `resume` (None: whatever is
+    there) as `check_new_or_resumed`. A killed owner leaves nothing behind."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")
@@ -69,6 +70,8 @@ def claimed(out: Path) -> Iterator[None]:
             raise RunError(f"{out} cannot be locked ({error.strerror}), so that a second search there would go unnoticed; choose an --out "
                            "on a file system with locks") from None
         try:
+            if resume is not None:
+                check_new_or_resumed(out, resume=resume)
             yield
         finally:
             if [path.name for path in out.iterdir()] == [".lock"]:  # nothing came of it: leave no trace
@@ -78,10 +81,11 @@ def claimed(out: Path) -> Iterator[None]:
 
 def check_new_or_resumed(out: Path, *, resume: bool) -> None:
     """Raises ConfigError where a run would be overwritten, or where there is none to resume."""
-    if not resume and (out / RECORDS).exists():
+    if not resume and os.path.exists(out / RECORDS):  # False, where Path's raises, for a folder that may not be looked into
         raise ConfigError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    if resume and not (out / "env.json").exists():
-        raise ConfigError(f"there is no run in {out} to resume; leave --resume away to begin one")
+    if resume and not os.path.exists(out / "env.json"):
+        raise ConfigError(f"there is no run in {out} to resume; give the --out of one that has begun, or leave --resume away to begin one "
+                          "there")
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +101,8 @@ def _release(version: str, name: str) -> str:
 
 def host() -> dict[str, Any]:
     """The machine of the driver: cpu, system, and the cores and memory (memory_gb) that the driver may use of it."""
+    from nasvit.devices.machine import cpu_model  # torch stands behind it, and a command looks at a directory before it imports that
+
     return {"cpu": cpu_model(), "cores": usable_cores(), "memory_gb": round(usable_mb() / 1e3, 1), "system": platform.platform()}
 
 

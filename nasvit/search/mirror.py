@@ -39,6 +39,21 @@ SECRET = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
 """Options of a URL whose values no message shows."""
 
 
+def check_storage(url: str, *, name: str, objectives: Sequence[str], records: Sequence[TrialRecord] = ()) -> None:
+    """Raises ConfigError for what a `Mirror` would refuse, before anything is measured. The storage gets its tables, and no study."""
+    storage = _opened(url)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage) if name in optuna.get_all_study_names(storage) else None
+        there = {} if study is None else _entries(study)
+    except Exception as error:  # drivers of databases raise what they like
+        raise _unheld(url, name, error) from error
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+    if study is not None:
+        _check_own(study, there, objectives=objectives, known=latest(records))
+
+
 class Mirror:
     """Writes settled trials into the study `name` of the storage at `url`; a context manager, whose end writes what is left.
 
@@ -84,12 +99,8 @@ class Mirror:
             study = create_study(self._objectives, storage=self._storage, study_name=self._name, load_if_exists=True)
             self._there = _entries(study)
         except Exception as error:  # drivers of databases raise what they like
-            raise ConfigError(f"the storage {hidden(self._url)} cannot hold the study {self._name!r}: {self._words(error)}") from error
-        if self._there and not known:
-            raise ConfigError(f"the storage has trials of a study {self._name!r} already; choose another --out, or delete that study")
-        foreign = [n for (n, _), arch in self._there.items() if n in known and known[n].arch_id != arch]
-        if foreign or [d.name.lower() for d in study.directions] != [objective(name).direction for name in self._objectives]:
-            raise ConfigError(f"the study {self._name!r} of the storage is another run's; choose another --out, or delete that study")
+            raise _unheld(self._url, self._name, error) from error
+        _check_own(study, self._there, objectives=self._objectives, known=known)
         return study
 
     def _write(self) -> None:
@@ -165,6 +176,21 @@ def _secrets(url: str) -> list[str]:
     plain = [str(known.password)] if known.password else []
     return sorted({form for text in (*plain, *options) for form in (text, quote(text, safe=""), quote_plus(text)) if form}, key=len,
                   reverse=True)
+
+
+def _unheld(url: str, name: str, error: Exception) -> ConfigError:
+    return ConfigError(f"the storage {hidden(url)} cannot hold the study {name!r}: {words(error, url=url)}")
+
+
+def _check_own(study: optuna.Study, there: Mapping[tuple[int, int], str], *, objectives: Sequence[str],
+               known: Mapping[int, TrialRecord]) -> None:
+    """Raises ConfigError where the study is not that of the run with these records. there: its entries."""
+    name = study.study_name
+    if there and not known:
+        raise ConfigError(f"the storage has trials of a study {name!r} already; choose another --out, or delete that study")
+    foreign = [n for (n, _), arch in there.items() if n in known and known[n].arch_id != arch]
+    if foreign or [d.name.lower() for d in study.directions] != [objective(o).direction for o in objectives]:
+        raise ConfigError(f"the study {name!r} of the storage is another run's; choose another --out, or delete that study")
 
 
 def _entries(study: optuna.Study) -> dict[tuple[int, int], str]:

@@ -47,6 +47,7 @@ from nasvit.search.prune_result import relative_difference, write_result
 from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, judged_by, plan_of, prune_evaluate
 from nasvit.search.session import Bound, check, search_bound
+from nasvit.search.workers import joined
 from nasvit.training import Recipe, evaluate
 
 IDENTITY = 1e-6
@@ -86,8 +87,7 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
     """Prune into the run directory `out` and return what prune.json holds. Raises ConfigError before anything is spent, RunError for a
     directory of another run, for drift on `resume`, and where no plan keeps the target."""
     out = Path(out).absolute()
-    with directory.claimed(out):
-        directory.check_new_or_resumed(out, resume=resume)
+    with directory.claimed(out, resume=resume), joined(experiment) as ready:
         experiment = settled(experiment)
         start = begin(experiment, out=out, resume=resume)
         bound = _bind(experiment, start, out=out, resume=resume)
@@ -95,10 +95,10 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
         for record in records:
             bound.observe(record)
         directory.write(out / "experiment.yaml", bound.experiment.to_yaml())
-        result = directory.read_json(out / "prune.json") if resume else {}  # it stands until there is another
-        directory.write_json(out / "prune.json", {**result, **_dense_facts(start)})
+        known = directory.read_json(out / "prune.json") if resume else {}  # a result stands until there is another
+        directory.write_json(out / "prune.json", known | _dense_facts(start))
         directory.write_json(out / "env.json", bound.env)  # last: from here on there is a run to resume
-        summary = search_bound(bound.experiment, bound, out=out, records=records, evaluate=prune_evaluate, progress=progress)
+        summary = search_bound(bound.experiment, bound, out=out, records=records, evaluate=prune_evaluate, progress=progress, workers=ready)
         if summary["stopped_because"] == "interrupted":
             return {**_dense_facts(start), "stopped_because": "interrupted"}
         if str(summary["stopped_because"]).startswith("the first "):

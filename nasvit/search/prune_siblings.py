@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
+from nasvit.cost import count
 from nasvit.data import DataSet
 from nasvit.devices import Device
+from nasvit.errors import NasvitError
 from nasvit.experiment import PruneExperiment
 from nasvit.named import is_named, make_named
 from nasvit.pruning import UnsupportedModelError, prepare
@@ -65,8 +68,12 @@ def _open(name: str, experiment: PruneExperiment, data: DataSet) -> tuple[nn.Mod
 def _measured(name: str, experiment: PruneExperiment, *, data: DataSet, device: Device) -> Measured:
     module, seen = _open(name, experiment, data)
     accuracy = None if seen is None else evaluate(module, seen.val, data=seen, device=device.torch_device)[0]
-    stats = device.measure(_best(module, image_size=data.image_size), input_shape=(1, data.in_channels, *data.image_size))
-    return measured(name, stats.to_dict(), accuracy=accuracy)
+    best, shape = _best(module, image_size=data.image_size), (1, data.in_channels, *data.image_size)
+    found = measured(name, device.measure(best, input_shape=shape).to_dict(), accuracy=accuracy)
+    with suppress(NasvitError):  # timm's may have operations that nasvit does not count, and its latency stands all the same
+        cost = count(best, input_shape=shape)
+        found = replace(found, macs_g=cost.macs / 1e9, params_m=cost.params / 1e6)
+    return found
 
 
 def _best(module: nn.Module, *, image_size: tuple[int, int]) -> nn.Module:

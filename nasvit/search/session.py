@@ -26,7 +26,7 @@ from nasvit.search.progress import Progress, Snapshot, snapshot
 from nasvit.search.restriction import restricted, told
 from nasvit.search.samplers import make_sampler
 from nasvit.search.screen import make_screen
-from nasvit.search.workers import Workers, open_workers
+from nasvit.search.workers import Workers, check_workers, joined, open_workers
 from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 from nasvit.training import Recipe
@@ -73,20 +73,24 @@ def run(experiment: Experiment, *, out: Path, resume: bool = False, allow_drift:
     """
     out = Path(out).absolute()
     check(experiment)
-    with directory.claimed(out):
-        directory.check_new_or_resumed(out, resume=resume)
-        bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift, reference_ms=reference_ms, progress=progress)
-        experiment, records = bound.experiment, read(out / directory.RECORDS, mend=True)
-        if data_fingerprint is not None and bound.env["data"]["fingerprint"] != data_fingerprint:
-            raise RunError(f"{experiment.data} has changed since the search that this is to stand beside (fingerprint "
-                           f"{bound.env['data']['fingerprint']}, was {data_fingerprint}); restore it and resume")
-        if resume:  # what drifted is marked before it replaces what it drifted from
-            directory.write_json(out / "env.json", bound.env)
-        directory.write(out / "experiment.yaml", experiment.to_yaml())
-        directory.write(out / "space.yaml", bound.space.to_yaml())
-        directory.write_json(out / "env.json", bound.env)  # last: from here on there is a run to resume
-        summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress, storage=storage,
-                               workers=workers)
+    with directory.claimed(out, resume=resume):
+        if storage is not None:
+            from nasvit.search.mirror import check_storage
+
+            check_storage(storage, name=out.name, objectives=experiment.objectives, records=read(out / directory.RECORDS))
+        with joined(experiment, workers) as ready:
+            bound = bind(experiment, out=out, resume=resume, allow_drift=allow_drift, reference_ms=reference_ms, progress=progress)
+            experiment, records = bound.experiment, read(out / directory.RECORDS, mend=True)
+            if data_fingerprint is not None and bound.env["data"]["fingerprint"] != data_fingerprint:
+                raise RunError(f"{experiment.data} has changed since the search that this is to stand beside (fingerprint "
+                               f"{bound.env['data']['fingerprint']}, was {data_fingerprint}); restore it and resume")
+            if resume:  # what drifted is marked before it replaces what it drifted from
+                directory.write_json(out / "env.json", bound.env)
+            directory.write(out / "experiment.yaml", experiment.to_yaml())
+            directory.write(out / "space.yaml", bound.space.to_yaml())
+            directory.write_json(out / "env.json", bound.env)  # last: from here on there is a run to resume
+            summary = search_bound(experiment, bound, out=out, records=records, evaluate=evaluate, progress=progress, storage=storage,
+                                   workers=ready)
     if str(summary["stopped_because"]).startswith("the first "):
         raise RunError(f"{summary['stopped_because']}; nothing can be searched until this is mended")
     gone = gone_of(read(out / directory.RECORDS), experiment)
@@ -112,6 +116,7 @@ def check(experiment: Experiment) -> None:
     """Raises ConfigError for names and settings that only the search can judge, before anything is spent."""
     make_sampler(experiment.sampler, seed=0)
     ENGINES[experiment.engine]
+    check_workers(experiment)
     Recipe.of(experiment.recipe)
     baselines.check(experiment.baselines)
     zero_cost.check(experiment.scores)

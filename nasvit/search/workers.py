@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nasvit.allowance import usable_mb
 from nasvit.engines import Engine, JobLimits, make_engine, resident_mb
-from nasvit.engines.ray_access import running_cluster
+from nasvit.engines.ray_access import check_start, running_cluster
 from nasvit.experiment import Experiment
 
 NEEDED = "nasvit.search.evaluate"
@@ -58,6 +60,26 @@ def open_workers(experiment: Experiment, *, warm: bool = False) -> Workers:
             measuring.shutdown(cancel=True)
         raise
     return Workers(engine=engine, measuring=measuring)
+
+
+def check_workers(experiment: Experiment) -> None:
+    """Raises ConfigError for what is wrong with the engine, and known before anything is joined or begun."""
+    if experiment.engine == "ray":
+        check_start(experiment.ray_address, gpus=experiment.gpus_per_worker)
+
+
+@contextmanager
+def joined(experiment: Experiment, begun: Workers | None = None) -> Iterator[Workers | None]:
+    """`begun`, else the workers of a running cluster: it is joined before anything is measured, because it may refuse. None where workers
+    start on this machine, which would disturb the device's calibration. Those of the cluster are shut down at the end."""
+    if begun is not None or experiment.engine != "ray" or running_cluster(experiment.ray_address) is None:
+        yield begun
+        return
+    workers = open_workers(experiment)
+    try:
+        yield workers
+    finally:
+        workers.shutdown(cancel=True)  # where the search came to its end it has done so
 
 
 def warmed(experiment: Experiment, out: Path) -> Workers | None:

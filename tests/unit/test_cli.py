@@ -98,9 +98,24 @@ def test_resume_takes_the_experiment_of_the_run(tmp_path: Path, monkeypatch: pyt
     seen: dict[str, Any] = {}
     ended = {"evaluated": 0, "stopped_because": "interrupted"}
     monkeypatch.setattr("nasvit.search.run", lambda experiment, **_: seen.update(e=experiment) or ended)
-    (tmp_path / "experiment.yaml").write_text("space: slide_only\nseed: 11\n")
+    (tmp_path / "experiment.yaml").write_text("space: slide_only\nseed: 11\nengine: inline\n")
+    (tmp_path / "env.json").write_text("{}")
     assert cli.main(["search", "--resume", "--out", str(tmp_path)]) == 1
     assert (seen["e"].space, seen["e"].seed) == ("slide_only", 11)
+
+
+@pytest.mark.parametrize("argv", [["search"], ["prune"], ["prune", "timm:deit_tiny_patch16_224"]])
+def test_resume_of_what_is_no_run_is_refused_before_anything_is_announced(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    for place in (tmp_path, tmp_path / "nowhere"):
+        assert cli.main([*argv, "--resume", "--out", str(place)]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and "no run in" in shown.err and "leave --resume away" in shown.err
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "records.jsonl").touch()
+    assert cli.main([*argv, "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "already holds a run" in shown.err and "add --resume" in shown.err
 
 
 def test_a_new_run_gets_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

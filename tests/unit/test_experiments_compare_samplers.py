@@ -213,7 +213,10 @@ def test_a_comparison_writes_every_trial_and_can_be_continued(
     assert len(trials) == 3 * 2 * 12
     assert trials.groupby(["sampler", "seed"])["hv"].is_monotonic_increasing.all()
     assert (out / "figure.png").stat().st_size > 10_000
-    assert {"summary.csv", "tests.csv", "report.md"} <= {p.name for p in out.iterdir()}
+    written = {p.name for p in out.iterdir()}
+    assert {"summary.csv", "tests.csv", "report.md"} <= written
+    says = next(action.help for action in driver.parser()._actions if action.dest == "out")
+    assert written == set(says.removeprefix("folder for ").split(", ")), "the help names what is written"
     told = capsys.readouterr()
     assert "surrogate against each peer" in told.out
 

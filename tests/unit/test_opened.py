@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import nasvit
+from nasvit.arch import Arch
 from nasvit.errors import ConfigError, RunError
 from nasvit.models.build import build
 from nasvit.models.weight_file import write_weights
 from nasvit.report import load
 from nasvit.results.record import append
+from tests.pruning_models import make
 from tests.unit.report.make_run import write_run
 
 
@@ -64,6 +66,28 @@ def test_what_is_left_of_a_model_of_timm_is_refused_as_a_backbone(path: Path, mo
     assert run.model("best") is pruned.module
     with pytest.raises(ConfigError, match="gives no maps of its scales; leave features_only away"):
         run.model("best", features_only=True)
+
+
+def test_the_arch_of_a_pruning_is_given_where_a_network_of_an_arch_was_pruned(tmp_path: Path, tiny_arch: Arch) -> None:
+    from nasvit.pruning import prepare, slice_weights
+    from nasvit.pruning.files import form_of
+    from nasvit.pruning.importance import importance
+
+    run = write_run(tmp_path / "run", trials=12, baselines=False)
+    first = load(run).best()
+    for number, model in ((90, build(tiny_arch, seed=0)), (91, make("vit"))):
+        dense = prepare(model)
+        last = replace(dense.plan.blocks[-1], mlp_dim=dense.plan.blocks[-1].mlp_dim // 2)
+        plan = replace(dense.plan, blocks=(*dense.plan.blocks[:-1], last))
+        append(run / "records.jsonl", replace(first, trial=number, arch=plan.to_dict(), arch_id=plan.id))
+        if number == 90:
+            images = torch.randn(2, tiny_arch.in_channels, *tiny_arch.image_size)
+            scores = importance(dense, images, torch.zeros(2, dtype=torch.long), criterion="magnitude").scores
+            cut = form_of(slice_weights(dense, plan, scores))
+    found = nasvit.load(run).arch("trial:90")
+    assert found == cut and found.stages[-1].blocks[-1].mlp_dim == tiny_arch.stages[-1].blocks[-1].mlp_dim // 2
+    with pytest.raises(RunError, match=r"its record holds a Plan"):
+        nasvit.load(run).arch("trial:91")
 
 
 def test_two_runs_compare(path: Path, tmp_path: Path) -> None:

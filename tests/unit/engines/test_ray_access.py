@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_an_address_where_nobody_answers_is_refused_in_seconds() -> None:
         port = free.getsockname()[1]
     with pytest.raises(ConfigError, match="ray start --head"):
         make_engine("ray", workers=1, address=f"127.0.0.1:{port}")
+
+
+def test_what_needs_no_cluster_to_be_seen_is_refused_before_one_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    for start in (ray_access.check_start, lambda address, gpus: make_engine("ray", workers=2, address=address, gpus=gpus)):
+        with pytest.raises(ConfigError, match=r"a share of a GPU for each worker .1. is a cluster's to give, and there is none"):
+            start(None, gpus=1.0)
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "ray", None)
+            with pytest.raises(ConfigError, match="pip install"):
+                start("127.0.0.1:6379", gpus=0.0)
+    ray_access.check_start("127.0.0.1:1", gpus=1.0)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ConfigError, match="unset RAY_AUTH_MODE"):
+        ray_access.check_start(None, gpus=0.0)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7:6379", "ray://192.0.2.7:10001", "0.0.0.0:6379", "[2001:db8::1]:6379", "no.such.invalid:1"])

@@ -106,3 +106,24 @@ def test_the_image_size_is_that_of_the_training_beside_the_checkpoint_else_the_n
         (tmp_path / "metrics.json").write_text(other)
         with pytest.raises(CheckpointError, match=r"does not fit vit_tiny_patch16_224 with 10 classes at 224x224 px.*--image-size"):
             open_model(name, arch=None, checkpoint=weights, num_classes=10, in_channels=1, image_size=None)
+
+
+@pytest.mark.parametrize(("name", "classes", "size", "said"), [
+    ("deit_tiny_patch16_224", 10, (32, 32), "weights of another model"),
+    ("vit_tiny_patch16_224", 7, (32, 32), "trained for other classes"),
+    ("vit_tiny_patch16_224", 10, (48, 48), "by --image-size")])
+def test_weights_that_do_not_fit_are_told_with_what_is_likely_wrong(
+        name: str, classes: int, size: tuple[int, int], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = make_named(name, image_size=size, in_channels=1, num_classes=classes, seed=0)
+    narrow = "another model" in said
+    save_file({key: value[..., ::2].contiguous() if narrow else value for key, value in model.state_dict().items()}, path)
+    with pytest.raises(CheckpointError, match=said):
+        open_model("timm:vit_tiny_patch16_224", arch=None, checkpoint=str(path), num_classes=10, in_channels=1, image_size=(32, 32))
+
+
+def test_an_empty_file_of_weights_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "best.pth").touch()
+    with pytest.raises(CheckpointError, match="it is empty"):
+        open_model("timm:vit_tiny_patch16_224", arch=None, checkpoint=str(tmp_path / "best.pth"), num_classes=10, in_channels=1,
+                   image_size=(32, 32))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from nasvit.errors import RunError
 from nasvit.report import load
+from nasvit.report.plots import front_chart
 from nasvit.report.pruned import precision_words, pruned_section, speed_words
 from nasvit.report.render import html, markdown
 from tests.unit.report.make_run import write_run
@@ -40,7 +41,7 @@ def section(tmp_path: Path, **changes: Any) -> Any:
 def test_the_words_hold_target_accuracy_and_what_the_test_images_say(tmp_path: Path) -> None:
     words = section(tmp_path)["words"]
     assert "2.00x faster than the dense model" in words and "95 % of the target of 2.10 ms" in words and "-2.0 points" in words
-    assert "299 test images" in words and "87.0 %" in words
+    assert "299 test images" in words and "87.00 %" in words
     without = section(tmp_path, pruned={**FACTS["pruned"], "test_accuracy": None})
     assert "test images" not in without["words"]
 
@@ -52,7 +53,7 @@ def test_a_sibling_that_was_not_measured_stands_there_with_the_reason(tmp_path: 
 
 def test_the_recovery_stands_beside_what_is_known_of_the_dense_training(tmp_path: Path) -> None:
     found = section(tmp_path)
-    assert found["training"] == "how long it was trained is not known" and found["curve"][0]["steps"] == 0
+    assert found["training"] == "How long it was trained is not known" and found["curve"][0]["steps"] == 0
     known = section(tmp_path, recovery=[{"steps": 10, "share_of_dense": 0.01, "accuracy": 0.8}])
     assert known["curve"] == [{"steps": 10, "share": "1.0 %", "accuracy": "80.00 %"}]
 
@@ -104,3 +105,45 @@ def test_pages_hold_recovery_both_attentions_and_the_tokens_picture_and_no_other
         (run / "pruned" / "tokens.png").unlink(missing_ok=True)
         spoil(run / "pruned" / "tokens.png")
         assert "Which tokens" not in html(load(run)) + markdown(load(run))
+
+
+def test_the_figures_of_a_table_have_one_unit_and_as_many_digits(tmp_path: Path) -> None:
+    sibling = {"name": "vit_small", "latency_ms": 2.0, "ci_low_ms": 1.9, "ci_high_ms": 2.1, "accuracy": 0.85284, "macs_g": 0.06,
+               "params_m": 4.0}
+    dense, pruned = {**FACTS["dense"], "macs_g": 0.107}, {**FACTS["pruned"], "macs_g": 0.0527}
+    rows = section(tmp_path, dense=dense, pruned=pruned, siblings=[sibling, {**FACTS["siblings"][0]}])["rows"]
+    assert [row["macs"] for row in rows] == ["0.107 G", "0.0527 G", "0.0600 G", "\u2013"]
+    assert [row["accuracy"] for row in rows] == ["90.00 %", "88.00 %", "85.28 %", "\u2013"] and rows[2]["params"] == "4.00 M"
+
+
+def test_a_sentence_begins_with_a_capital_and_names_stay_as_they_are_written(tmp_path: Path) -> None:
+    found = section(tmp_path, verdict={"dominated": True, "by": "ViT_B", "text": "dominated by ViT_B: yes"},
+                    dense_training="the dense training had 74 steps")
+    assert (found["verdict"], found["training"]) == ("Dominated by ViT_B: yes", "The dense training had 74 steps")
+
+
+def test_the_page_of_a_pruning_speaks_of_a_pruning(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", trials=30, baselines=False)
+    before = html(load(run))
+    facts = {**FACTS, "siblings": [{"name": "vit_small", "latency_ms": 2.0, "ci_low_ms": 1.9, "ci_high_ms": 2.1, "accuracy": 0.85}]}
+    (run / "prune.json").write_text(json.dumps(facts))
+    page, opened = html(load(run)), load(run)
+    for of_search, of_pruning in (("colour by mixer", "colour by token operator"), ("networks trained,", "plans evaluated,"),
+                                  ("rejected before training", "rejected before their accuracy was asked"),
+                                  ("train the pick in full", "what the result has on test images"),
+                                  ("after the training of the trial", "after the recovery of the trial")):
+        assert of_search in before and of_pruning not in before and of_pruning in page and of_search not in page
+    assert "knee of the front" not in page and "pruned model, latency" in page, "the result comes first"
+    shown = front_chart(opened)["datasets"]["baselines"]
+    assert [(row["label"], row["latency_ms"]) for row in shown] == [("dense", 4.0), ("vit_small", 2.0)]
+    assert not front_chart(load(write_run(tmp_path / "search", trials=30, baselines=False)))["datasets"]["baselines"]
+
+
+def test_a_limit_a_little_over_all_points_stands_in_the_picture(tmp_path: Path) -> None:
+    run = load(write_run(tmp_path / "run", trials=30, baselines=False))
+    most = max(run.trials.loc[run.trials["status"] == "complete", "latency_ms"].max(), run.front["ci_high_ms"].max())
+    summary = json.loads((run.path / "summary.json").read_text())
+    (run.path / "summary.json").write_text(json.dumps({**summary, "limits": {"latency_ms": 1.04 * most}}))
+    spec = front_chart(load(run.path))
+    domains = [layer["encoding"]["x"]["scale"]["domain"] for layer in spec["layer"] if "scale" in layer.get("encoding", {}).get("x", {})]
+    assert "limit" in json.dumps(spec["layer"]) and domains and all(high >= 1.04 * most for _, high in domains)

@@ -119,6 +119,12 @@ def test_another_runs_study_is_refused_before_anything_is_written(tmp_path: Path
     with pytest.raises(ConfigError, match="another run's"):
         opened(tmp_path / "watch.db", records=(other,))
     assert copy.lost is None
+    for records, said in (((), "already; choose"), ((other,), "another run's")):
+        with pytest.raises(ConfigError, match=said):
+            mirror.check_storage(f"sqlite:///{tmp_path / 'watch.db'}", name="run", objectives=NAMES, records=records)
+    mirror.check_storage(f"sqlite:///{tmp_path / 'watch.db'}", name="run", objectives=NAMES, records=(trial(0),))
+    mirror.check_storage(f"sqlite:///{tmp_path / 'new.db'}", name="run", objectives=NAMES)
+    assert optuna.get_all_study_names(f"sqlite:///{tmp_path / 'new.db'}") == []
 
 
 def test_a_lost_storage_is_told_once_and_what_is_missing_is_written_when_it_is_back(
@@ -167,6 +173,9 @@ def test_what_cannot_be_opened_is_refused_without_its_password(url: str) -> None
     with pytest.raises(ConfigError) as error:
         Mirror(url, name="run", objectives=NAMES, space=SmallSpace())
     assert "s3cret" not in str(error.value) and "--storage takes" in str(error.value)
+    with pytest.raises(ConfigError) as early:
+        mirror.check_storage(url, name="run", objectives=NAMES)
+    assert str(early.value) == str(error.value)
 
 
 def test_a_study_in_memory_has_each_trial_once_at_its_highest_rung() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,37 @@ def test_where_a_process_memory_is_not_told_the_default_search_has_no_limit_on_i
     make_engine("processes", workers=2, limits=limits).shutdown(cancel=True)
     with pytest.raises(ConfigError, match="does not tell the memory"):  # asked for, and cannot be had
         make_engine("processes", workers=2, limits=job_limits(Experiment(space="hybrid_tiny", job_memory_gb=2)))
+
+
+@pytest.mark.parametrize(("settings", "storage", "said"), [
+    ({"engine": "ray", "gpus_per_worker": 1}, None, "there is none"),
+    ({"engine": "ray", "ray_address": "127.0.0.1:1"}, None, "no Ray cluster answers"),
+    ({"engine": "inline"}, "no url", "--storage takes"),
+    ({"engine": "inline"}, "sqlite:////no/such/folder/watch.db", "cannot be opened"),
+])
+def test_workers_and_a_storage_that_are_refused_are_so_before_the_device_is_calibrated(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], storage: str | None, said: str) -> None:
+    monkeypatch.setattr(session, "bind", lambda *_, **__: pytest.fail("the device is calibrated here"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=said):
+        session.run(Experiment(space="hybrid_tiny", data="digits", **settings), out=tmp_path / "run", storage=storage)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("raised", [None, ConfigError("other data")])
+def test_a_clusters_workers_are_there_before_the_calibration_and_gone_with_the_session(
+        monkeypatch: pytest.MonkeyPatch, raised: Exception | None) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(workers, "open_workers", lambda _: SimpleNamespace(shutdown=lambda *, cancel: ended.append(cancel)))
+    experiment = Experiment(space="hybrid_tiny", engine="ray", ray_address="10.0.0.1:6379")
+    with suppress(ConfigError), workers.joined(experiment) as begun:
+        assert begun is not None and not ended
+        if raised is not None:
+            raise raised
+    assert ended == [True]
+    for other in (Experiment(space="hybrid_tiny"), Experiment(space="hybrid_tiny", engine="ray", ray_address="local")):
+        with workers.joined(other) as begun:
+            assert begun is None, "these start on this machine, which is calibrated first"
 
 
 def test_a_random_baseline_has_the_minutes_of_its_search_and_says_that_the_figures_are_its_own(

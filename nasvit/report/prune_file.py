@@ -1,0 +1,56 @@
+"""prune.json as the report reads it: what a pruning says of its dense model, its result and the siblings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nasvit.errors import RunError
+from nasvit.report.tables import Run
+
+NAME = "prune.json"
+POINT = ("label", "accuracy", "latency_ms", "ci_low_ms", "ci_high_ms", "macs_g", "params_m")
+
+TEST_NOTE = "believe rather what the result has on test images, where the data have some"
+
+
+def recovery_note(rungs: Sequence[Any]) -> str:
+    """What the accuracy of a trial is."""
+    return ("Accuracy is measured on the validation split after the recovery of the trial's highest rung "
+            f"({', '.join(map(str, rungs))} steps; 0: weights as they were cut). A trial stopped at a lower rung counts with the accuracy "
+            "measured there, which can only understate it.")
+
+
+def is_pruning(run: Run) -> bool:
+    """Whether the run pruned a model, and did not search for one."""
+    return (run.path / NAME).exists()
+
+
+@contextmanager
+def whole_facts(path: Path) -> Iterator[None]:
+    """Raises RunError, which names the file, for what a damaged one makes of its reader."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
+
+
+def reference_points(run: Run) -> pd.DataFrame:
+    """The dense model and the siblings of which both drawn objectives are known; empty of a search. Raises RunError for a damaged file."""
+    path = run.path / NAME
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with whole_facts(path):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            dense, latency = facts["dense"], facts["dense"]["latency"]
+            rows.append({"label": "dense", "accuracy": dense["accuracy"], "latency_ms": latency["median_ms"],
+                         "ci_low_ms": latency["ci_low_ms"], "ci_high_ms": latency["ci_high_ms"], "macs_g": dense["macs_g"],
+                         "params_m": dense["params_m"]})
+            rows += [{"label": one["name"], **{name: one.get(name) for name in POINT[1:]}} for one in facts.get("siblings", ())]
+    table = pd.DataFrame(rows, columns=list(POINT)).astype({"label": "string", **dict.fromkeys(POINT[1:], "float64")})
+    return table.dropna(subset=list(run.axes)) if set(run.axes) <= set(POINT) else table.iloc[:0]
