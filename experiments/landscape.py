@@ -35,7 +35,7 @@ from nasvit.arch import Arch
 from nasvit.errors import ConfigError, NasvitError
 from nasvit.experiment import Experiment
 from nasvit.models.estimate import estimate
-from nasvit.results.front import hypervolume, pareto, reference_point, to_minimised
+from nasvit.results.front import hypervolume, non_dominated, pareto, reference_point, to_minimised
 from nasvit.results.record import TrialRecord, latest, read
 from nasvit.search import evaluate as worker
 from nasvit.search import run
@@ -152,9 +152,10 @@ def _true(landscape: Landscape, record: TrialRecord) -> dict[str, float]:
 
 
 def shares(searches: Sequence[Found], of: Callable[[Found], list[dict[str, float]]], pair: Sequence[str]) -> list[float]:
-    """The hypervolume of each search's networks, as a share of that of all searches' together."""
+    """The hypervolume of each search's networks, as a share of that of all searches' together; the reference point lies a tenth outside the
+    box of their common front, as in compare_samplers.py."""
     everything = to_minimised([row for found in searches for row in of(found)], pair)
-    reference = reference_point(everything)
+    reference = reference_point(everything[non_dominated(everything)])
     whole = hypervolume(everything, reference)
     return [hypervolume(to_minimised(of(found), pair), reference) / whole for found in searches]
 

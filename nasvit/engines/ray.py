@@ -52,7 +52,7 @@ class RayEngine(Engine):
     `workers` actors that stay, one CPU and `gpus` of a GPU each. `address`: "auto", "host:port" or "ray://host:port" of a running cluster;
     None: RAY_ADDRESS, else a local one. Nodes may come and go: `workers` is the most that are used, jobs go to those that have room, and an
     actor that is lost with its node is started anew where there is room. Raises ConfigError for a cluster that others can reach and that is
-    joined without a token, and where no node has `gpus`: a node that joins later is taken up, but nobody can say that one will.
+    joined without a token.
     """
 
     def __init__(self, workers: int, *, limits: JobLimits = NO_LIMITS, address: str | None = None, gpus: float = 0.0) -> None:
@@ -61,8 +61,6 @@ class RayEngine(Engine):
         self.elsewhere = address is not None
         self.workers, self.limits = workers, limits
         self._ray, self._started = _connected(address, workers=workers)
-        if gpus:
-            self._check_share(gpus)
         self._parcels: dict[str, Any] = {}
         # a second thread of the actor tells its memory while the first one works
         self._ray.method(concurrency_group="watch")(_Actor.resident_mb)
@@ -79,16 +77,6 @@ class RayEngine(Engine):
         self._threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True, name=f"nasvit-ray-{number}")
                          for number, slot in enumerate(self._slots)]
         self._begun = False  # with the first job
-
-    def _check_share(self, gpus: float) -> None:
-        most = max((node["Resources"].get("GPU", 0.0) for node in self._ray.nodes() if node["Alive"]), default=0.0)
-        if gpus <= most:
-            return
-        if self._started:
-            self._ray.shutdown()
-        raise ConfigError(f"each worker asks for {gpus:g} GPU, and no node of the Ray cluster has as much (the most is {most:g}): start a "
-                          "node that has (of a cluster that grows when asked, keep one from the beginning), ask for less, or leave "
-                          "--gpus-per-worker away")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()

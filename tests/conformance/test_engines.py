@@ -157,14 +157,14 @@ def test_shutdown_with_cancel_ends_at_once_and_cancels_all(name: str) -> None:
 @pytest.mark.slow
 def test_what_no_node_has_room_for_fails_with_what_is_asked_and_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nasvit.engines.ray.ROOM_SECONDS", 3.0)
+    with pytest.raises(ConfigError, match=r"a share of a GPU for each worker .1. is a cluster's to give, and there is none"):
+        make_engine("ray", workers=2, gpus=1.0)
     with make_engine("ray", workers=1):
         for module in ("ray", "ray_access"):  # the local one, as if others had begun it
             monkeypatch.setattr(f"nasvit.engines.{module}.running_cluster", lambda address: "auto")
-        with pytest.raises(ConfigError, match=r"each worker asks for 0\.5 GPU, and no node of the Ray cluster has as much"):
-            make_engine("ray", workers=2, gpus=0.5)
-        with make_engine("ray", workers=2, limits=JobLimits(memory_mb=1e8)) as engine:
+        with make_engine("ray", workers=2, gpus=1.0) as engine:
             errors = [f.exception(LIMIT) for f in [engine.submit(tasks.add, 1, 1) for _ in range(3)]]
-    assert all(isinstance(e, NoRoomError) and "no room" in str(e) and "'memory': 100000000000000" in str(e) for e in errors)
+    assert all(isinstance(e, NoRoomError) and "no room" in str(e) and "'num_gpus': 1.0" in str(e) for e in errors)
 
 
 def test_make_engine_refuses_an_unknown_name_and_no_workers() -> None:
