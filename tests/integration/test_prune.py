@@ -409,7 +409,7 @@ def test_recovery_is_told_in_shares_of_the_dense_training_or_that_its_length_is_
     again = prune(asked.model_copy(update={"budget": 2, "dense_steps": 200}), out=tmp_path / "run", resume=True)
     assert again["dense_training"] == facts["dense_training"]
     page = next(file for file in render(tmp_path / "run") if file.suffix == ".html").read_text()
-    assert "the dense training had 200 steps" in page and "3.0 %" in page
+    assert "The dense training had 200 steps" in page and "3.0 %" in page
     unknown = prune(asked.model_copy(update={"recover_epochs": 0.1}), out=tmp_path / "unknown")
     assert "not known" in unknown["dense_training"] and "dense_steps" not in unknown
     assert all("share_of_dense" not in point for point in unknown["recovery"])
