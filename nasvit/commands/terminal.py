@@ -31,6 +31,7 @@ def render(run: Path) -> None:
     from nasvit.report import render as render_report
     from nasvit.report.devices import columns as device_columns
     from nasvit.report.precision import columns as precision_columns
+    from nasvit.report.prune_file import mark
     from nasvit.report.truth import truth_of, verdict
 
     files = render_report(run)
@@ -42,9 +43,10 @@ def render(run: Path) -> None:
     heads = [f"latency_ms@{devices[name]}" if name in devices else name for name in shown]
     table = Table("trial", *heads, "rung", "network", title=f"Pareto front: {len(front)} networks", title_justify="left", box=None,
                   header_style="dim")
+    marked = mark(loaded)
     for row in front.to_dict("records"):
-        mark = " (knee)" if row.get("knee") else ""
-        table.add_row(f"{row['trial']}{mark}", *(_cell(name, row[name]) for name in shown), str(row["rung"]), str(row["mixers"]))
+        word = f" ({marked.word})" if row["trial"] == marked.trial else ""
+        table.add_row(f"{row['trial']}{word}", *(_cell(name, row[name]) for name in shown), str(row["rung"]), str(row["mixers"]))
     out_console.print(table)
     truth = truth_of(loaded)
     words = verdict(loaded, truth)

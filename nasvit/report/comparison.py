@@ -16,7 +16,7 @@ from markupsafe import Markup
 from nasvit.errors import ConfigError
 from nasvit.report.cells import plain_cells
 from nasvit.report.embed import page_scripts, png_of, svg_of
-from nasvit.report.page import number, percent, shown
+from nasvit.report.figures import number, percent, shown
 from nasvit.report.plots import axis_of, scale_of, styled
 from nasvit.report.tables import Run, foreign, part, xy_front
 from nasvit.results.front import Points, hypervolume, non_dominated, reference_point, to_minimised

@@ -22,6 +22,8 @@ const drawn = new Set();
 function draw(name) {
   if (drawn.has(name)) return;
   drawn.add(name);
+  const narrow = window.matchMedia("(max-width: 640px)").matches;
+  if (narrow) Object.assign(specs[name].config.legend, {orient: "bottom", columns: 3});
   vegaEmbed("#" + name, specs[name], {ast: true, renderer: "svg", downloadFileName: name,
     actions: {export: true, source: false, compiled: false, editor: false}}).catch(error => {
       document.getElementById(name).textContent = "This chart could not be drawn: " + error.message; });

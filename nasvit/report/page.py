@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from nasvit.arch import Block
 from nasvit.drawing import draw, mixer_colour
+from nasvit.report.figures import ABSENT, SCALES, duration, number, percent, shown
 from nasvit.report.plots import below_picture, headline
 from nasvit.report.precision import columns as precision_columns
 from nasvit.report.precision import precision_notes
-from nasvit.report.prune_file import TEST_NOTE, is_pruning, recovery_note
+from nasvit.report.prune_file import TEST_NOTE, is_pruning, mark, recovery_note, reference_points
 from nasvit.report.shorthand import TIMES, mixer_rank, mixer_text
 from nasvit.report.tables import Run, foreign, part
 from nasvit.report.truth import Truth, truth_of, verdict
@@ -24,10 +25,6 @@ from nasvit.results.objectives import objective
 from nasvit.results.record import TrialRecord, latest
 
 Page = dict[str, Any]
-_ABSENT = "\u2013"  # a dash
-_UNITS = {"latency_ms": "ms", "peak_memory_mb": "MB"}
-_SCALES = {"macs_g": ("G", "M"), "params_m": ("M", "k")}
-"""Units of counts: that of the name, and the one for small values."""
 _UNFINISHED = ("still", "interrupted")
 FULL_NOTE = "train the pick in full and score it once on the test split"
 
@@ -51,55 +48,21 @@ def page(run: Run) -> Page:
             "keeps": bool((run.front["keep_ratio"] < 1).any()), "below": below_picture(run)}
 
 
-def number(value: Any, *, digits: int = 3, unit: str = "") -> str:
-    """`1.20 ms`: significant digits, zeros kept so that columns read evenly; a dash where there is no value."""
-    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return _ABSENT
-    if isinstance(value, int):
-        text = f"{value:,}"
-    elif 10**digits - 0.5 <= abs(value) < 1e12:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{float(value):#.{digits}g}".rstrip(".") if 1e-4 <= abs(value) < 10**digits else f"{value:,.{digits}g}"
-    return f"{text} {unit}".rstrip()
-
-
-def percent(value: Any, *, digits: int = 1) -> str:
-    """`97.1 %`; a dash where there is no value."""
-    return _ABSENT if value is None or value is pd.NA or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
-
-
-def duration(seconds: Any) -> str:
-    """`10 min 11 s`."""
-    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
-        return _ABSENT
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
-
-
-def shown(name: str, value: Any, *, beside: float | None = None) -> str:
-    """A value of the objective called `name`, with its unit: `1.20 ms` on whatever device, `0.145 M` of 0.000145 G. beside: the value whose
-    unit it shall have."""
-    kind = name.partition("@")[0]
-    if kind in _SCALES:
-        large, small = _SCALES[kind]
-        return number(value * 1e3, unit=small) if (value if beside is None else beside) < 0.1 else number(value, unit=large)
-    return percent(value) if name == "accuracy" else number(value, unit=_UNITS.get(kind, ""))
-
-
 def front_rows(run: Run) -> list[dict[str, Any]]:
-    """The front as text, cheapest first, each with its drawing."""
-    rows, by_trial = [], latest(run.records)
+    """The front as text, cheapest first, each with its drawing; counts in the unit of the column's largest, those of a pruning's dense
+    model included."""
+    rows, by_trial, marked = [], latest(run.records), mark(run)
+    counts = pd.concat([run.front, reference_points(run)])
+    largest = {name: float(counts[name].max()) for name in SCALES}
     for row in run.front.to_dict("records"):
         half = (row["ci_high_ms"] - row["ci_low_ms"]) / 2
         rows.append({
-            "knee": row["knee"], "trial": row["trial"], "rung": row["rung"],
+            "mark": marked.word if row["trial"] == marked.trial else "", "trial": row["trial"], "rung": row["rung"],
             "accuracy": percent(row["accuracy"]), "latency": number(row["latency_ms"], unit="ms"),
             "precise": [percent(row[name]) for name in precision_columns(run.env)],
             "interval": f"± {number(half, digits=2)}" if math.isfinite(half) else "",
             "noisy": _text(row["verdict"]) in ("noisy", "drifting"), "verdict": _text(row["verdict"]),
-            "macs": shown("macs_g", row["macs_g"]), "params": shown("params_m", row["params_m"]),
+            **{short: shown(name, row[name], beside=largest[name]) for short, name in (("macs", "macs_g"), ("params", "params_m"))},
             "arch": _text(row["mixers"]), "widths": _text(row["widths"]), "arch_id": _text(row["arch_id"]),
             "colour": mixer_colour(_text(row["main_mixer"])), "drawing": "" if not by_trial[row["trial"]].has_arch
             else Markup(draw(by_trial[row["trial"]].network()))})  # it escapes its own text
@@ -118,7 +81,7 @@ def baseline_rows(run: Run) -> list[dict[str, Any]]:
             "label": _text(row["label"]) or _text(row["arch_id"]), "status": row["status"], "reason": _text(row["reason"]),
             "accuracy": percent(row["accuracy"]), "params": shown("params_m", row["params_m"]),
             "latency": number(row["latency_ms"], unit="ms") if same else "other device",
-            "gain": better if same and math.isfinite(gain) else _ABSENT, "speed": faster if same and math.isfinite(ratio) else _ABSENT})
+            "gain": better if same and math.isfinite(gain) else ABSENT, "speed": faster if same and math.isfinite(ratio) else ABSENT})
     return rows
 
 
@@ -127,9 +90,9 @@ def truth_rows(truth: Truth | None) -> list[dict[str, Any]]:
     rows = []
     for each in truth.rankings if truth is not None else ():
         tau = each.tau
-        rows.append({"name": each.name, "poor": each.poor, "networks": _ABSENT if tau is None else number(tau.n),
-                     "tau": _ABSENT if tau is None else f"{tau.value:+.2f}",
-                     "interval": _ABSENT if tau is None else f"{tau.low:+.2f} to {tau.high:+.2f}"})
+        rows.append({"name": each.name, "poor": each.poor, "networks": ABSENT if tau is None else number(tau.n),
+                     "tau": ABSENT if tau is None else f"{tau.value:+.2f}",
+                     "interval": ABSENT if tau is None else f"{tau.low:+.2f} to {tau.high:+.2f}"})
     return rows
 
 
@@ -147,21 +110,21 @@ def verified_rows(verified: Verified) -> list[dict[str, Any]]:
     rows = []
     for row in verified.table.to_dict("records"):
         change = row["latency_ms"] / row["search_latency_ms"] - 1
-        drift = f"{100 * change:+.1f} %" if row["same_device"] and math.isfinite(change) else _ABSENT
+        drift = f"{100 * change:+.1f} %" if row["same_device"] and math.isfinite(change) else ABSENT
         mark = "fell off the front" if row["fell_off"] else "on the front" if row["on_search_front"] else str(row["origin"])
         rows.append({"label": str(row["label"]), "mark": mark, "fell_off": bool(row["fell_off"]), "proxy": percent(row["proxy_accuracy"]),
                      "test": percent(row["test_accuracy"]), "val": percent(row["val_accuracy"]),
                      "searched": number(row["search_latency_ms"], unit="ms"), "epochs": number(row["epochs"]),
                      "now": number(row["latency_ms"], unit="ms") if row["same_device"] or not math.isfinite(row["latency_ms"])
                      else "other device", "drift": drift, "predicted": _predicted(row),
-                     "inside": "yes" if row["inside"] else "no" if row["promised"] else _ABSENT})
+                     "inside": "yes" if row["inside"] else "no" if row["promised"] else ABSENT})
     return rows
 
 
 def _predicted(row: Mapping[Any, Any]) -> str:
     """`3.10 ms (2.80 to 3.40)`."""
     if not math.isfinite(row["predicted_ms"]):
-        return _ABSENT
+        return ABSENT
     return f"{number(row['predicted_ms'], unit='ms')} ({number(row['predicted_low_ms'])} to {number(row['predicted_high_ms'])})"
 
 
@@ -334,7 +297,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
 
 def _choice_rows(run: Run) -> list[dict[str, Any]]:
     """Per front point: per stage its width and its blocks, each with mixers, colours and keep ratio."""
-    by_trial = latest(run.records)
+    by_trial, marked = latest(run.records), mark(run).trial
     cost, quality = run.axes
     rows = []
     for row in run.front.to_dict("records"):
@@ -343,7 +306,8 @@ def _choice_rows(run: Run) -> list[dict[str, Any]]:
             {"width": s.embed_dim, "blocks": [{"keep": b.keep_ratio, "tip": _block_tip(b), "parts": [
                 {"text": mixer_text(m), "colour": mixer_colour(m.name)} for m in b.mixers]} for b in s.blocks]}
             for s in record.network().stages]
-        rows.append({"cost": shown(cost, row[cost]), "quality": shown(quality, row[quality]), "knee": row["knee"], "stages": stages})
+        rows.append({"cost": shown(cost, row[cost]), "quality": shown(quality, row[quality]), "marked": row["trial"] == marked,
+                     "stages": stages})
     return rows
 
 

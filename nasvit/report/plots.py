@@ -13,7 +13,7 @@ import altair as alt
 import pandas as pd
 
 from nasvit.drawing import mixer_colour
-from nasvit.report.prune_file import is_pruning, reference_points
+from nasvit.report.prune_file import Mark, is_pruning, mark, reference_points
 from nasvit.report.shorthand import mixer_rank, stage_line
 from nasvit.report.tables import Run, foreign, hypervolume_so_far, part, xy_front
 from nasvit.results.objectives import objective
@@ -48,7 +48,8 @@ def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["c
         layers += _baseline_layers(x, at_x, at_y)
     spec: Spec = styled(alt.layer(*layers).properties(width=width, height=height)).to_dict()
     spec["datasets"] = {
-        "trials": _values(table), "steps": _values(xy_front(table, run.axes)[[x, y]]),
+        "trials": _values(table), "marked": _values(_marked(table, mark(run), x=x, spread=spread, y=y, low=low, high=high)),
+        "steps": _values(xy_front(table, run.axes)[[x, y]]),
         "baselines": _values(_with_side(baselines, at=x, spread=spread)),
         "rivals": _values(_with_first(rivals[[x, y]], inside=rivals[y].between(low + 0.06 * (high - low), high))),
         "limit": [{x: limit, "text": f"limit {limit:.4g} {_unit(x)}".strip()}] if limit is not None else []}
@@ -139,9 +140,14 @@ def _trial_layers(run: Run, at_x: Any, at_y: Any, *, colour: ColourBy, present: 
         layers.append(rule.encode(x=alt.X("ci_low_ms:Q", title=objective(x).label), x2="ci_high_ms:Q", opacity=strong,
                                   tooltip=alt.value(None)))
     layers.append(on_front.mark_circle(size=120, stroke="white", strokeWidth=1.2, clip=True).encode(opacity=strong))
-    at_knee = alt.Chart(alt.NamedData(name="trials")).transform_filter("datum.knee").encode(x=at_x, y=at_y)
-    layers.append(at_knee.mark_point(size=330, color=INK, strokeWidth=1.6, filled=False))
-    return layers + _label(at_knee, alt.value("knee"), dx=12, dy=19, align="left", fontWeight=600, color=INK)
+    ring = alt.Chart(alt.NamedData(name="marked")).encode(x=at_x, y=at_y)
+    layers.append(ring.mark_point(size=330, color=INK, strokeWidth=1.6, filled=False, clip=True))
+    for side in (-1, 1):
+        for height in (-1, 1):
+            corner = ring.transform_filter(f"datum.side == {side} && datum.height == {height}")
+            layers += _label(corner, "word:N", dx=12 * side, dy=19 * height, align="left" if side > 0 else "right", fontWeight=600,
+                             color=INK)
+    return layers
 
 
 def _rival_layers(at_x: Any, at_y: Any) -> list[Any]:
@@ -191,9 +197,8 @@ def _tip(name: str) -> Any:
 
 
 def _points(run: Run) -> pd.DataFrame:
-    """Complete trials with a knee flag and the text of each stage, ready to be drawn."""
+    """Complete trials with the text of each stage, ready to be drawn."""
     table = run.trials[run.trials["status"] == "complete"].dropna(subset=list(run.axes)).copy()
-    table["knee"] = table["trial"].isin(set(run.front.loc[run.front["knee"], "trial"]))
     table["interval"] = [f"{low:.3g} to {high:.3g} ms" if math.isfinite(low) else ""
                          for low, high in zip(table["ci_low_ms"], table["ci_high_ms"], strict=True)]
     archs = {t: r.network() for t, r in latest(run.records).items() if r.has_arch}
@@ -201,6 +206,13 @@ def _points(run: Run) -> pd.DataFrame:
     for s in range(deepest):
         table[f"stage{s}"] = [stage_line(archs[t], stage=s) if t in archs and s < len(archs[t].stages) else "" for t in table["trial"]]
     return table.drop(columns=["reason", "label", "mixers", "widths", "status"])
+
+
+def _marked(table: pd.DataFrame, marked: Mark, *, x: str, spread: pd.Series[float], y: str, low: float, high: float) -> pd.DataFrame:
+    """The one trial with a ring and its word, and on which side the word has room: -1 left of it or above, 1 right or below."""
+    row = table.loc[table["trial"] == marked.trial, [x, y]]
+    return row.assign(word=marked.word, side=[-1 if place > 0.9 else 1 for place in _places(row[x], spread=spread)],
+                      height=[-1 if value < low + 0.1 * (high - low) else 1 for value in row[y]])
 
 
 def _comparable(run: Run) -> pd.DataFrame:
@@ -227,9 +239,13 @@ def _with_first(rows: pd.DataFrame, *, inside: pd.Series[bool]) -> pd.DataFrame:
 
 def _with_side(rows: pd.DataFrame, *, at: str, spread: pd.Series[float]) -> pd.DataFrame:
     """On which side of the picture a point lies, so that its label stays inside."""
+    return rows.assign(side=["left" if p < 0.15 else "right" if p > 0.85 else "middle" for p in _places(rows[at], spread=spread)])
+
+
+def _places(values: pd.Series[float], *, spread: pd.Series[float]) -> list[float]:
+    """From 0, at the left of the picture, to 1."""
     low, high = (math.log(max(v, 1e-12)) for v in (spread.min(), spread.max()))
-    place = [(math.log(max(v, 1e-12)) - low) / ((high - low) or 1.0) for v in rows[at]]
-    return rows.assign(side=["left" if p < 0.15 else "right" if p > 0.85 else "middle" for p in place])
+    return [(math.log(max(v, 1e-12)) - low) / ((high - low) or 1.0) for v in values]
 
 
 def _limit(run: Run, name: str) -> float | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -38,6 +38,26 @@ def whole_facts(path: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
+
+
+class Mark(NamedTuple):
+    """The trial that pictures and tables single out, and by which word; None while there is none."""
+
+    trial: int | None
+    word: str
+
+
+def mark(run: Run) -> Mark:
+    """The result of a pruning, which need not be on the front (of equals it is the slowest), and else the front's knee. Raises RunError for
+    a damaged prune.json."""
+    path = run.path / NAME
+    if path.exists():
+        with whole_facts(path):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if "pruned" in facts:
+                return Mark(int(facts["pruned"]["trial"]), "result")
+    knees = run.front.loc[run.front["knee"], "trial"]
+    return Mark(int(knees.iloc[0]) if len(knees) else None, "knee")
 
 
 def reference_points(run: Run) -> pd.DataFrame:

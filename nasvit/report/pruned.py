@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nasvit.report.page import number, percent, shown
+from nasvit.report.figures import number, percent, shown
 from nasvit.report.prune_file import NAME, whole_facts
 from nasvit.report.tables import Run
 
 RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of fine-tuning with the dense model as teacher, on the images "
-                  "that the search judged by.")
+                  "by which the plans were judged.")
 
 
 def pruned_section(run: Run) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ def _words(facts: dict[str, Any]) -> str:
     tested = "" if pruned.get("test_accuracy") is None else (f" On the {number(pruned['test_images'])} test images, at which nothing else "
                                                               f"looked, it has {percent(pruned['test_accuracy'], digits=2)}.")
     other = precision_words(facts)
-    return (f"Remeasured after the search, the pruned model is {speed_words(facts)}{share}, at {loss:+.1f} points of accuracy.{tested}"
+    return (f"Remeasured at the end, the pruned model is {speed_words(facts)}{share}, at {loss:+.1f} points of accuracy.{tested}"
             + (f" {other}." if other else ""))
 
 

@@ -37,7 +37,6 @@ from nasvit.report.truth import truth_of, verdict
 from nasvit.report.verified import verify
 from nasvit.whole_file import whole
 
-_KNEE = "knee"
 _FRONT_KEYS = ("latency", "interval", "macs", "params", "rung", "arch", "arch_id")
 _VERIFIED_KEYS = ("label", "mark", "proxy", "test", "val", "searched", "predicted", "now", "drift", "inside", "epochs")
 _BASELINE_KEYS = ("label", "accuracy", "latency", "params", "gain", "speed")
@@ -82,7 +81,7 @@ def markdown(run: Run) -> str:
     parts = [f"# {_cell(title)}", _cell(subtitle) + ".", "![The front](front.png)"]
     front, baselines, reasons, remarks = front_rows(run), baseline_rows(run), reason_rows(run), notes(run)
     if front:
-        rows = [[_KNEE if r["knee"] else "", r["accuracy"], *r["precise"], *(r[k] for k in _FRONT_KEYS)] for r in front]
+        rows = [[r["mark"], r["accuracy"], *r["precise"], *(r[k] for k in _FRONT_KEYS)] for r in front]
         head = ["", "accuracy", *precision_columns(run.env).values(), "latency", "interval (ms)", "MACs", "params", "rung", "architecture",
                 "arch id"]
         parts += ["## Front", _table(rows, head)]

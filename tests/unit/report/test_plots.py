@@ -3,12 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import vl_convert
 
 from nasvit.drawing import MIXER_COLOURS, mixer_colour
 from nasvit.report import Run, load
-from nasvit.report.plots import below_picture, front_chart, hypervolume_chart, picture
+from nasvit.report.plots import _marked, below_picture, front_chart, hypervolume_chart, picture
+from nasvit.report.prune_file import Mark
 from nasvit.results.record import append, read
 from tests.unit.report.make_run import write_run
 
@@ -32,7 +34,16 @@ def test_every_complete_trial_is_in_the_picture_with_its_stages(run: Run) -> Non
     rows = front_chart(run)["datasets"]["trials"]
     assert len(rows) == int((run.trials["status"] == "complete").sum())
     assert all(row["stage0"] and row["stage1"] for row in rows)
-    assert sum(row["on_front"] for row in rows) == len(run.front) and sum(row["knee"] for row in rows) == 1
+    assert sum(row["on_front"] for row in rows) == len(run.front)
+    (marked,) = front_chart(run)["datasets"]["marked"]
+    assert marked["word"] == "knee" and {(r["accuracy"], r["latency_ms"]) for r in rows} >= {(marked["accuracy"], marked["latency_ms"])}
+
+
+def test_the_word_at_the_ring_stays_inside_the_picture() -> None:
+    for accuracy, latency, side, height in ((0.5, 1.0, 1, -1), (0.9, 4.0, -1, 1), (0.7, 2.0, 1, 1)):
+        table = pd.DataFrame({"trial": [0, 1, 2], "latency_ms": [latency, 1.0, 4.0], "accuracy": [accuracy, 0.5, 0.9]})
+        row = _marked(table, Mark(0, "knee"), x="latency_ms", spread=table["latency_ms"], y="accuracy", low=0.48, high=0.92)
+        assert [(s, h, w) for s, h, w in zip(row["side"], row["height"], row["word"], strict=True)] == [(side, height, "knee")]
 
 
 def test_a_latency_of_another_device_is_never_drawn(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from nasvit.commands.terminal import render
 from nasvit.errors import RunError
 from nasvit.report import load
+from nasvit.report.page import front_rows
 from nasvit.report.plots import front_chart
 from nasvit.report.pruned import precision_words, pruned_section, speed_words
 from nasvit.report.render import html, markdown
@@ -24,8 +26,8 @@ LATENCY = {"median_ms": 4.0, "ci_low_ms": 3.8, "ci_high_ms": 4.2}
 FACTS: dict[str, Any] = {
     "model": "timm:deit_tiny", "target_ms": 2.1, "identity": 0.0,
     "dense": {"latency": LATENCY, "accuracy": 0.9, "macs_g": 1.0, "params_m": 5.0},
-    "pruned": {"latency": {"median_ms": 2.0, "ci_low_ms": 1.9, "ci_high_ms": 2.1}, "accuracy": 0.88, "macs_g": 0.5, "params_m": 3.0,
-               "of_target": 0.95, "test_accuracy": 0.87, "test_images": 299},
+    "pruned": {"trial": 3, "latency": {"median_ms": 2.0, "ci_low_ms": 1.9, "ci_high_ms": 2.1}, "accuracy": 0.88, "macs_g": 0.5,
+               "params_m": 3.0, "of_target": 0.95, "test_accuracy": 0.87, "test_images": 299},
     "recovery": [{"steps": 0, "accuracy": 0.8}], "dense_training": "how long it was trained is not known",
     "siblings": [{"name": "vit_small", "latency_ms": None, "ci_low_ms": None, "ci_high_ms": None, "accuracy": None,
                   "why": "too slow to time"}],
@@ -137,6 +139,34 @@ def test_the_page_of_a_pruning_speaks_of_a_pruning(tmp_path: Path) -> None:
     shown = front_chart(opened)["datasets"]["baselines"]
     assert [(row["label"], row["latency_ms"]) for row in shown] == [("dense", 4.0), ("vit_small", 2.0)]
     assert not front_chart(load(write_run(tmp_path / "search", trials=30, baselines=False)))["datasets"]["baselines"]
+
+
+def test_what_is_singled_out_is_the_result_wherever_it_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", trials=30, baselines=False)
+    of_search = load(run)
+    knee = int(of_search.front.loc[of_search.front["knee"], "trial"].iloc[0])
+    other = int(next(trial for trial in of_search.front["trial"] if trial != knee))
+    done = of_search.trials[of_search.trials["status"] == "complete"]
+    behind = int(done.loc[~done["on_front"], "trial"].iloc[0])
+    for trial in (other, behind):
+        (run / "prune.json").write_text(json.dumps({**FACTS, "pruned": {**FACTS["pruned"], "trial": trial}}))
+        opened = load(run)
+        ringed = front_chart(opened)["datasets"]["marked"]
+        assert [(row["word"], row["latency_ms"]) for row in ringed] == [("result", pytest.approx(
+            float(done.set_index("trial").loc[trial, "latency_ms"]), rel=1e-5))]
+        assert [row["trial"] for row in front_rows(opened) if row["mark"]] == ([other] if trial == other else [])
+        assert ("| result |" in markdown(opened)) == (trial == other) and "| knee" not in markdown(opened)
+        render(run)
+        assert (f"{other} (result)" in (said := capsys.readouterr().out)) == (trial == other) and "(knee)" not in said
+    (run / "prune.json").write_text(json.dumps({k: v for k, v in FACTS.items() if k != "pruned"}))
+    assert [row["word"] for row in front_chart(load(run))["datasets"]["marked"]] == ["knee"], "no result yet"
+
+
+def test_the_counts_of_a_front_are_in_the_unit_of_its_dense_model(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", trials=30, baselines=False)
+    assert {row["macs"][-1] for row in front_rows(load(run))} == {"M"}
+    (run / "prune.json").write_text(json.dumps(FACTS))
+    assert {row["macs"][-1] for row in front_rows(load(run))} == {"G"}
 
 
 def test_a_limit_a_little_over_all_points_stands_in_the_picture(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import yaml
 
 from nasvit.errors import RunError
 from nasvit.report import load, render
-from nasvit.report.page import _wilson, notes, number, shown
+from nasvit.report.figures import number, shown
+from nasvit.report.page import _wilson, notes
 from nasvit.report.render import html, markdown
 from nasvit.results.record import TrialRecord, append, latest, read
 from tests.unit.report.make_run import write_run
