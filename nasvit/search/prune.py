@@ -89,6 +89,8 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
     out = Path(out).absolute()
     with directory.claimed(out, resume=resume), joined(experiment) as ready:
         experiment = settled(experiment)
+        if resume:
+            _same_model(experiment, out)
         start = begin(experiment, out=out, resume=resume)
         bound = _bind(experiment, start, out=out, resume=resume)
         records = read(out / directory.RECORDS, mend=True)
@@ -114,6 +116,15 @@ def settled(experiment: PruneExperiment) -> PruneExperiment:
     named = experiment.model_copy(update={"model": full_name(experiment.model, arch=experiment.arch),
                                           "choices": parse_choices(",".join(experiment.choices))})
     return named.absolute(data=rooted)  # now: a model given as a file bears its path as its name
+
+
+def _same_model(experiment: PruneExperiment, out: Path) -> None:
+    """Raises RunError where `out` is a run of another model, before the one is opened with settings of the other. A file may have moved:
+    its weights tell, once it is opened."""
+    kept = PruneExperiment.load(out / "experiment.yaml").model
+    if kept != experiment.model and any(name.startswith("timm:") for name in (kept, experiment.model)):
+        raise RunError(f"{out} holds a pruning of {kept}, not of {experiment.model}; leave the model away to go on with it, or begin a run "
+                       "of the other: another --out, without --resume")
 
 
 def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Start:
