@@ -26,12 +26,12 @@ Handle = Callable[[list[Any], list[Any]], int]
 HANDLES: Registry[Handle] = Registry("operator handle")
 """Operator name to a function of its inputs and outputs (torch._C.Value) that returns its multiply-adds."""
 
-_ELEMENTWISE = """abs add add_ addcmul_ amax amin avg_pool2d bitwise_and bitwise_not bitwise_or celu clamp clamp_ clamp_max clamp_min cos cumsum
+_ELEMENTWISE = """abs add add_ addcmul_ avg_pool2d bitwise_and bitwise_not bitwise_or celu clamp clamp_ clamp_max clamp_min cos cumsum
     div div_ dropout dropout_ elu eq erf exp feature_dropout floor floor_divide ge gelu gelu_ gt hardsigmoid hardsigmoid_ hardswish
     hardswish_ hardtanh hardtanh_ le leaky_relu linalg_vector_norm log log_softmax logical_and logical_not logical_or lt
     masked_fill masked_fill_ max max_pool2d maximum mean min minimum mish mul mul_ ne neg norm pow reciprocal relu relu6 relu_
     remainder rsqrt rsub sigmoid sigmoid_ sign silu silu_ sin softmax softplus sqrt square sub sub_ sum tanh tanh_ true_divide
-    addcmul where"""
+    addcmul amax amin where"""
 _SELECTION = """argmax argmin argsort bincount embedding gather index index_add index_copy index_put index_put_ index_select
     masked_select nonzero scatter scatter_ scatter_add scatter_add_ searchsorted sort take_along_dim topk"""
 _MOVEMENT = """_shape_as_tensor alias arange as_strided broadcast_to cat chunk clone col2im concat constant_pad_nd contiguous copy_

@@ -95,7 +95,7 @@ def _state(module: nn.Module, plan: Plan, model: Any) -> dict[str, Tensor]:
     if "prefix" in own:
         names = [n for n in ("cls_token", "dist_token", "reg_token") if n in target]
         found |= dict(zip(names, own["prefix"].split([target[n].shape[1] for n in names], dim=1), strict=True))
-    if "pos_embed" in target:
+    if "pos_embed" in own and "pos_embed" in target:  # else loading them says what is missing
         missing = target["pos_embed"].shape[1] - own["pos_embed"].shape[1]
         found["pos_embed"] = nn.functional.pad(own["pos_embed"], (0, 0, missing, 0))
     return found
