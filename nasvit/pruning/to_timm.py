@@ -38,7 +38,7 @@ def to_timm(module: nn.Module) -> nn.Module:
         model = timm.create_model(name, **arguments)
         model.load_state_dict(_state(module, plan, model))
     except (RuntimeError, TypeError, ValueError) as error:  # a model made with options that its name does not say
-        why, _, _ = str(error).partition("\n")
+        why = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise PlanError(f"{plan.source.name}: timm's module does not take the weights: {why}") from error
     first = next(module.parameters())
     model.to(first.device, first.dtype).eval()
