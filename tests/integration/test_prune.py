@@ -483,6 +483,10 @@ def test_a_dry_run_checks_what_a_run_checks_and_says_how_images_are_normalised(
     assert main([*words, "--dense-epochs", "100"]) == 0
     out = capsys.readouterr().out
     assert "mean and std of these data" in out and "100 epochs of" in out
-    for more, said in ((["--sampler", "nope"], "nope"), (["--max-latency", "8ms@pi"], "'pi'"), (["--engine", "nope"], "nope")):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").touch()
+    for more, said in ((["--sampler", "nope"], "nope"), (["--max-latency", "8ms@pi"], "'pi'"), (["--engine", "nope"], "nope"),
+                       (["--out", str(tmp_path / "run")], "already holds a run"),
+                       (["--out", str(tmp_path / "none"), "--resume"], "there is no run")):
         assert main([*words, *more]) == 2
         assert said in capsys.readouterr().err
