@@ -1,8 +1,9 @@
 """Parameters and multiply-adds of a module, by fvcore's trace with a handle for every operator that multiplies.
 
 Conventions (docs/metrics.md): 1 multiply-add = 1; products of matrices and convolutions are exact integers; layer and
-group norm 5 per element (4 without affine), eval batch norm 2 (1 without affine), adaptive average pooling 1 per input
-element; everything in FREE is named there and costs 0. An operator that is neither handled nor free is an error.
+group norm 5 per element (4 without affine), RMS norm 3 (2 without affine), eval batch norm 2 (1 without affine), adaptive
+average pooling 1 per input element; everything in FREE is named there and costs 0. An operator that is neither handled nor
+free is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ELEMENTWISE = """abs add add_ addcmul_ avg_pool2d bitwise_and bitwise_not bitwi
     hardswish_ hardtanh hardtanh_ le leaky_relu linalg_vector_norm log log_softmax logical_and logical_not logical_or lt
     masked_fill masked_fill_ max max_pool2d maximum mean min minimum mish mul mul_ ne neg norm pow reciprocal relu relu6 relu_
     remainder rsqrt rsub sigmoid sigmoid_ sign silu silu_ sin softmax softplus sqrt square sub sub_ sum tanh tanh_ true_divide
-    addcmul where"""
+    addcmul amax amin where"""
 _SELECTION = """argmax argmin argsort bincount embedding gather index index_add index_copy index_put index_put_ index_select
     masked_select nonzero scatter scatter_ scatter_add scatter_add_ searchsorted sort take_along_dim topk"""
 _MOVEMENT = """_shape_as_tensor alias arange as_strided broadcast_to cat chunk clone col2im concat constant_pad_nd contiguous copy_
@@ -83,6 +84,12 @@ def _matmul(inputs: list[Any], outputs: list[Any]) -> int:
 @HANDLES.register("aten::baddbmm_")
 def _addmm(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(_shape(outputs[0])) * _shape(inputs[1])[-1]
+
+
+@HANDLES.register("aten::rms_norm")
+def _rms_norm(inputs: list[Any], outputs: list[Any]) -> int:
+    weighted = inputs[2].type().kind() == "TensorType"  # without weights it is None
+    return math.prod(_shape(outputs[0])) * (3 if weighted else 2)  # square, scale, weight
 
 
 @HANDLES.register("aten::einsum")

@@ -54,6 +54,8 @@ class TrainingError(NasvitError):
 class CheckpointError(NasvitError):
     """A checkpoint that cannot be read, or does not fit the model; the message names the tensors."""
 
+    exit_code = 2
+
 
 class RunError(NasvitError):
     """A run directory that is missing, damaged, or belongs to another search."""

@@ -51,7 +51,7 @@ def prune(
 
     if resume and out is None:
         raise ConfigError("--resume needs --out, the directory of the run to go on with")
-    if out is not None and not dry_run:
+    if out is not None:
         check_new_or_resumed(out, resume=resume)
     file = Path(model) if model is not None and model.endswith((".yaml", ".yml")) else None
     if file is not None:

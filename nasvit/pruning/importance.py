@@ -55,12 +55,15 @@ def importance(dense: Dense, images: Tensor, labels: Tensor | None = None, *, cr
     """The scores on calibration images (M, in, H, W), normalised as the dense model takes them.
 
     labels (M,): classes; without them the loss is that of the dense model's own predictions. directory: where scores are kept as
-    importance-KEY.safetensors and taken from where they are there already. The dense model stays as it is.
+    importance-KEY.safetensors and taken from where they are there already. The dense model stays as it is. Raises ConfigError for
+    labels that do not go with the images or the model, and where a score is not a finite number.
     """
     if criterion not in CRITERIA:
         raise ConfigError(f"criterion must be one of {', '.join(CRITERIA)}, not {criterion!r}")
     if images.dim() != 4 or not len(images):
         raise ConfigError(f"calibration images must be (M, channels, H, W) with M from 1, not {tuple(images.shape)}")
+    if labels is not None:
+        _check_labels(dense, images, labels)
     key = key_of(dense, images, labels, criterion=criterion)
     path = None if directory is None else Path(directory) / f"importance-{key}.safetensors"
     if path is not None and path.is_file():
@@ -71,6 +74,9 @@ def importance(dense: Dense, images: Tensor, labels: Tensor | None = None, *, cr
     if criterion == "attention":
         scores |= _confidence(dense, [x for x, _ in batches])
     _add_heads(dense, scores)
+    if odd := [name for name, score in scores.items() if not bool(score.isfinite().all())]:
+        raise ConfigError(f"the importance of {', '.join(odd[:4])}{' and others' if len(odd) > 4 else ''} is not finite: the calibration "
+                          "images or the dense model's weights hold what is no number, or its outputs overflow; nothing can be ranked so")
     result = Importance(criterion=criterion, key=key, scores=scores)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +84,14 @@ def importance(dense: Dense, images: Tensor, labels: Tensor | None = None, *, cr
         save_file({n: v.contiguous() for n, v in scores.items()}, part, metadata={"key": key, "criterion": criterion})
         part.replace(path)
     return result
+
+
+def _check_labels(dense: Dense, images: Tensor, labels: Tensor) -> None:
+    classes = int(getattr(dense.module, "num_classes", 0))
+    if labels.shape != images.shape[:1]:
+        raise ConfigError(f"labels must be one class for each of the {len(images)} images, not of shape {tuple(labels.shape)}")
+    if classes and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ConfigError(f"labels from {int(labels.min())} to {int(labels.max())} are not possible; accepted: 0 to {classes - 1}")
 
 
 def _read(path: Path, *, criterion: str, key: str) -> Importance:
@@ -115,8 +129,9 @@ def _taylor(dense: Dense, batches: Sequence[tuple[Tensor, Tensor | None]]) -> di
         for _, p in parameters:
             p.requires_grad_(True)
         for images, labels in batches:
-            loss = _loss(module(images.to(first.device, first.dtype)), labels)
-            gradients = torch.autograd.grad(loss, [p for _, p in parameters], allow_unused=True)
+            with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+                loss = _loss(module(images.to(first.device, first.dtype)), labels)
+                gradients = torch.autograd.grad(loss, [p for _, p in parameters], allow_unused=True)
             for (name, parameter), gradient in zip(parameters, gradients, strict=True):
                 if gradient is None:
                     continue

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nasvit.data import DataSet
-from nasvit.errors import CheckpointError, ConfigError
+from nasvit.errors import CheckpointError, ConfigError, NasvitError
 from nasvit.named import check_names, make_named
 from nasvit.pruning.dense import family_for
 from nasvit.pruning.files import load
@@ -39,7 +39,8 @@ def open_model(name: str, *, arch: str | None, checkpoint: str | None, num_class
                image_size: tuple[int, int] | None) -> nn.Module:
     """The trained model: `timm:NAME` with a checkpoint or its published weights, or a .safetensors file with the `arch` that describes it.
 
-    Raises ConfigError for a model that does not exist or has other classes than the data, CheckpointError for weights that do not fit.
+    Raises ConfigError for a model that does not exist or has other classes than the data, CheckpointError for weights that do not fit,
+    NasvitError for published weights that cannot be fetched.
     """
     if name.startswith("timm:"):
         short = name.removeprefix("timm:")
@@ -172,7 +173,7 @@ def _published(name: str, *, num_classes: int) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True)  # type: ignore[no-any-return]
     except (RuntimeError, OSError, ValueError) as error:
-        raise CheckpointError(f"the published weights of {name} could not be had ({type(error).__name__}: {str(error)[:300]}); "
+        raise NasvitError(f"the published weights of {name} could not be had ({type(error).__name__}: {str(error)[:300]}); "
                               "give weights of your own with --checkpoint FILE") from None
 
 
@@ -205,8 +206,10 @@ def _state(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors raise many kinds for a file that is none of theirs
-        why = "it is empty" if path.is_file() and not path.stat().st_size else f"{type(error).__name__}: {str(error)[:200]}"
-        raise CheckpointError(f"{path} cannot be read as weights ({why})") from None
+        why = ("there is no such file" if not path.exists() else "it is empty" if path.is_file() and not path.stat().st_size else
+               f"{type(error).__name__}: {str(error)[:200]}")
+        raise CheckpointError(f"{path} cannot be read as weights ({why}); accepted: a .safetensors file, or a state dict of torch.save"
+                              ) from None
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]

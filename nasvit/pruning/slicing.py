@@ -34,7 +34,8 @@ def group_sizes(plan: Plan) -> dict[str, int]:
 
 
 def choose(plan: Plan, scores: Scores) -> dict[str, Tensor]:
-    """The indices that stay of every group, ascending."""
+    """The indices that stay of every group, ascending. Raises PlanError for scores that are none of these groups'."""
+    _check_scores(plan, scores)
     layout = FAMILIES[plan.source.family].layout(plan.source)
     chosen = {f"embed.{s}": best(scores.get(f"embed.{s}"), keep=plan.embed_dims[s], of=dim) for s, dim in enumerate(layout.embed_dims)}
     for i, (dense, left) in enumerate(zip(layout.blocks, plan.blocks, strict=True)):
@@ -42,6 +43,16 @@ def choose(plan: Plan, scores: Scores) -> dict[str, Tensor]:
         if left.heads:
             chosen |= _choose_heads(i, dense, left, scores)
     return chosen | _choose_units(FAMILIES[plan.source.family].extra(plan), scores)
+
+
+def _check_scores(plan: Plan, scores: Scores) -> None:
+    sizes = group_sizes(plan)
+    for name, score in scores.items():
+        if name not in sizes:
+            raise PlanError(f"scores of {name}, which is no group of {plan.source.name}; accepted: {', '.join(list(sizes)[:8])}, ..")
+        if score.shape != (sizes[name],) or not bool(score.isfinite().all()):
+            raise PlanError(f"the scores of {name} must be {sizes[name]} finite numbers, not of shape {tuple(score.shape)}"
+                            + ("" if bool(score.isfinite().all()) else " with what is no number"))
 
 
 def _choose_units(groups: Mapping[str, Units], scores: Scores) -> dict[str, Tensor]:

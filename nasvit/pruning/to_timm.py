@@ -38,7 +38,7 @@ def to_timm(module: nn.Module) -> nn.Module:
         model = timm.create_model(name, **arguments)
         model.load_state_dict(_state(module, plan, model))
     except (RuntimeError, TypeError, ValueError) as error:  # a model made with options that its name does not say
-        why, _, _ = str(error).partition("\n")
+        why = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise PlanError(f"{plan.source.name}: timm's module does not take the weights: {why}") from error
     first = next(module.parameters())
     model.to(first.device, first.dtype).eval()
@@ -95,7 +95,7 @@ def _state(module: nn.Module, plan: Plan, model: Any) -> dict[str, Tensor]:
     if "prefix" in own:
         names = [n for n in ("cls_token", "dist_token", "reg_token") if n in target]
         found |= dict(zip(names, own["prefix"].split([target[n].shape[1] for n in names], dim=1), strict=True))
-    if "pos_embed" in target:
+    if "pos_embed" in own and "pos_embed" in target:  # else loading them says what is missing
         missing = target["pos_embed"].shape[1] - own["pos_embed"].shape[1]
         found["pos_embed"] = nn.functional.pad(own["pos_embed"], (0, 0, missing, 0))
     return found

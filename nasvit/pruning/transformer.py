@@ -51,7 +51,9 @@ class Transformer(nn.Module):
         self.pool, self.pool_prefix = options["pool"], options["pool_prefix"]
         self.fc_norm = make_norm(options["fc_norm"], dim)
         self.head = nn.Linear(dim, self.num_classes, bias=options["head_bias"]) if self.num_classes else nn.Identity()
-        self.head_dist = nn.Linear(dim, self.num_classes) if options["distilled"] and self.num_classes else None
+        self.head_dist: nn.Module | None = None
+        if options["distilled"]:
+            self.head_dist = nn.Linear(dim, self.num_classes) if self.num_classes else nn.Identity()
         self.read: int | None = None
         self.keep = plan.kept(count)[: len(self.blocks)]
         self.segments = tuple(_runs(self.keep)) if plan.operator == "slow_fast" else ()

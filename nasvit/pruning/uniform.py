@@ -10,6 +10,7 @@ from nasvit.errors import ConfigError
 from nasvit.pruning.dense import check, dense_plan, layout_of
 from nasvit.pruning.families import Layout
 from nasvit.pruning.plan import BlockPlan, Plan, Source
+from nasvit.vocabulary import is_int
 
 PARTS = ("heads", "head_dim", "mlp", "embed")
 
@@ -25,6 +26,11 @@ def uniform(source: Source, *, keep: float, parts: Sequence[str] = ("heads", "ml
     unknown = [p for p in parts if p not in PARTS]
     if unknown or not 0 < keep <= 1:
         raise ConfigError(f"parts {', '.join(parts)} with keep {keep} are not possible; accepted: {', '.join(PARTS)}, and keep in (0, 1]")
+    if not 0 < keep_ratio <= 1 or (operator == "none" and keep_ratio < 1):
+        raise ConfigError(f"keep_ratio {keep_ratio} with operator {operator} is not possible; accepted: a number in (0, 1], and 1 where no "
+                          "operator takes tokens away")
+    if not is_int(granule) or granule < 1:
+        raise ConfigError(f"granule must be an integer from 1, not {granule!r}")
     able = sum(form.tokens for form in layout.blocks)
     ratios = _ratios(able, operator=operator, keep_ratio=keep_ratio)
     ratios += ratios[-1:] * (len(dense.blocks) - able)  # blocks that take no tokens away stand last

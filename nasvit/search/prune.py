@@ -8,7 +8,6 @@ choice alone was measured to be worth, where there is a target), `retimed.json` 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Collection, Mapping
@@ -44,6 +43,7 @@ from nasvit.search.prune_choice import choose, compromise, kin, nearer, within
 from nasvit.search.prune_rate import recovery_rate, steps_of_a_try
 from nasvit.search.prune_recovery import RECIPE, check_rungs, curve, dense_training, rungs_of, steps_per_epoch
 from nasvit.search.prune_result import relative_difference, write_result
+from nasvit.search.prune_resume import check_same_model, weights_id
 from nasvit.search.prune_siblings import check_named, compared
 from nasvit.search.prune_trial import DENSE, SCORES, judged_by, plan_of, prune_evaluate
 from nasvit.search.session import Bound, check, search_bound
@@ -89,6 +89,8 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
     out = Path(out).absolute()
     with directory.claimed(out, resume=resume), joined(experiment) as ready:
         experiment = settled(experiment)
+        if resume:
+            check_same_model(experiment, out=out)
         start = begin(experiment, out=out, resume=resume)
         bound = _bind(experiment, start, out=out, resume=resume)
         records = read(out / directory.RECORDS, mend=True)
@@ -194,14 +196,6 @@ def calibration(data: DataSet, *, number: int, seed: int) -> tuple[Tensor, Tenso
     chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:number]
     normalise = Normaliser.of(data.mean, data.std, device=torch.device("cpu"))
     return normalise(data.train.images[chosen]), data.train.labels[chosen]
-
-
-def weights_id(dense: Dense) -> str:
-    """12 hexadecimal digits over plan and weights."""
-    digest = hashlib.sha256(dense.plan.id.encode())
-    for name, value in sorted(dense.state.items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool) -> Bound:

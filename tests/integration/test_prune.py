@@ -196,6 +196,35 @@ def test_a_run_goes_on_only_with_what_its_records_were_made_with(small: PruneExp
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_run_of_another_model_is_not_resumed_and_both_are_named(
+        small: PruneExperiment, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    prune(experiment(weights, budget=1, recover_epochs=0), out=out)
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for other in (["vit_tiny_patch16_224"], [small.model, "--arch", str(small.arch)]):
+        assert main(["prune", *other, "--resume", "--out", str(out)]) == 1
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"{out} holds a pruning of timm:{NAME}, not of" in told and other[0] in told and "leave the model away" in told
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.usefixtures("quick")
+def test_weights_that_are_not_there_or_do_not_fit_are_wrong_input(
+        small: PruneExperiment, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.safetensors").write_text("none")
+    given = ["--data", "digits", "--device", "cpu?noise=keep", "--image-size", "32", "--out", str(tmp_path / "run")]
+    for model, options, said in (
+            (NAME, ["--checkpoint", str(tmp_path / "gone.pth")], "there is no such file"),
+            (NAME, ["--checkpoint", str(tmp_path / "text.safetensors")], "cannot be read as weights"),
+            ("vit_small_patch16_224", ["--checkpoint", str(weights)], "does not fit"),
+            (str(tmp_path / "gone.safetensors"), ["--arch", str(small.arch)], "gone.safetensors"),
+            (str(weights), ["--arch", str(small.arch)], "does not fit")):
+        assert main(["prune", model, *options, *given]) == 2
+        told = capsys.readouterr().err
+        assert said in " ".join(told.split()) and "Traceback" not in told
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_network_of_a_search_is_pruned_from_its_two_files_and_the_run_goes_on_from_anywhere(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = SearchSpace.load("hybrid_tiny", image_size=(16, 16), in_channels=1, num_classes=10)
@@ -454,6 +483,10 @@ def test_a_dry_run_checks_what_a_run_checks_and_says_how_images_are_normalised(
     assert main([*words, "--dense-epochs", "100"]) == 0
     out = capsys.readouterr().out
     assert "mean and std of these data" in out and "100 epochs of" in out
-    for more, said in ((["--sampler", "nope"], "nope"), (["--max-latency", "8ms@pi"], "'pi'"), (["--engine", "nope"], "nope")):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").touch()
+    for more, said in ((["--sampler", "nope"], "nope"), (["--max-latency", "8ms@pi"], "'pi'"), (["--engine", "nope"], "nope"),
+                       (["--out", str(tmp_path / "run")], "already holds a run"),
+                       (["--out", str(tmp_path / "none"), "--resume"], "there is no run")):
         assert main([*words, *more]) == 2
         assert said in capsys.readouterr().err

@@ -46,6 +46,12 @@ def test_an_unknown_operator_is_refused_with_its_module_and_what_to_do() -> None
         count(module, input_shape=(1, 3, 8, 8))
 
 
+def test_rms_norms_and_maxima_are_counted_as_the_conventions_say() -> None:
+    for norm, each in ((nn.RMSNorm(8), 3), (nn.RMSNorm(8, elementwise_affine=False), 2), (Op(lambda x: x.amax(dim=1)), 0),
+                       (Op(lambda x: x.amin(dim=1)), 0)):
+        assert count(norm, input_shape=(1, 5, 8)).macs == each * 5 * 8
+
+
 def test_no_operator_is_both_counted_and_free() -> None:
     assert not FREE & set(HANDLES.names())
 

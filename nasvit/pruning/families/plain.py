@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nasvit.pruning.families.base import Axis, BlockLayout, Layout
-from nasvit.pruning.families.reading import Tensors, activation_form, has_bias, norm_form
+from nasvit.pruning.families.reading import Tensors, activation_form, has_bias, norm_form, refuse
 from nasvit.pruning.plan import OPERATORS, Plan, Source
 from nasvit.pruning.transformer import Transformer, tokens_read
 
@@ -94,6 +94,9 @@ def read_stem(model: Any, tensors: Tensors) -> dict[str, Any]:
     """Patch embedding, prefix tokens, positions, last norms, pool and classifier of a timm transformer."""
     patch, options = model.patch_embed, {}
     height, width = patch.img_size
+    if height % patch.patch_size[0] or width % patch.patch_size[1]:
+        padded = getattr(patch, "dynamic_img_pad", False)
+        refuse(model, [f"patch_embed (images of {height}x{width} px padded to whole patches)"] if padded else [])
     tensors.move_all("patch_embed.proj", "patch")
     tensors.move_all("patch_embed.norm", "patch_norm")
     for name in ("norm", "fc_norm", "head", "head_dist"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,27 @@ def test_the_dense_network_is_left_as_it_was(dense: Dense, images: torch.Tensor)
 def test_an_unknown_criterion_is_refused(dense: Dense, images: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="taylor"):
         importance(dense, images, criterion="luck")
+
+
+@pytest.mark.parametrize(("labels", "said"), [([0, 1], "one class for each of the 4 images"), ([0, 1, 2, 7], "accepted: 0 to 6"),
+                                              ([-1, 1, 2, 3], "labels from -1 to 3")])
+def test_labels_that_do_not_go_with_images_and_classes_are_refused(
+        dense: Dense, images: torch.Tensor, labels: list[int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        importance(dense, images, torch.tensor(labels))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "attention"])
+def test_what_cannot_be_ranked_is_refused_and_not_kept(dense: Dense, images: torch.Tensor, criterion: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not finite"):
+        importance(dense, images * float("nan"), criterion=criterion, directory=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scores_do_not_depend_on_the_callers_mode(
+        dense: Dense, images: torch.Tensor, mode: Callable[[], AbstractContextManager[None]]) -> None:
+    expected = importance(dense, images).scores
+    with mode():
+        found = importance(dense, images).scores
+    assert all(torch.equal(score, found[group]) for group, score in expected.items())

@@ -135,3 +135,10 @@ def test_an_owned_dense_network_is_prepared_again_and_a_pruned_one_is_refused() 
     pruned = slice_weights(dense, dense.plan.with_blocks(mlp_dim=40), {})
     with pytest.raises(UnsupportedModelError, match="was pruned before"):
         prepare(pruned)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_images_that_a_model_pads_are_refused_by_name(dynamic: bool) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **{**TIMM["vit"][1], "img_size": 36}, dynamic_img_pad=True, dynamic_img_size=dynamic)
+    with pytest.raises(UnsupportedModelError, match=r"patch_embed \(images of 36x36 px padded to whole patches\)"):
+        prepare(model)

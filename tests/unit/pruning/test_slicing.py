@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +186,18 @@ def test_a_stage_of_an_arch_keeps_a_block() -> None:
 def test_uniform_refuses_unknown_parts(dense: Dense) -> None:
     with pytest.raises(ConfigError, match="accepted: heads"):
         uniform(dense.plan.source, keep=0.5, parts=("legs",))
+
+
+@pytest.mark.parametrize(("scores", "said"), [
+    ({"embed": torch.rand(48)}, "scores of embed, which is no group"), ({"embed.0": torch.rand(3)}, r"must be 48 finite numbers.*\(3,\)"),
+    ({"mlp.1": torch.full((192,), float("nan"))}, "with what is no number")])
+def test_scores_of_other_groups_or_of_no_numbers_are_refused(dense: Dense, scores: dict[str, torch.Tensor], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        slice_weights(dense, uniform(dense.plan.source, keep=0.5), scores)
+
+
+@pytest.mark.parametrize("values", [{"keep_ratio": 0.5}, {"keep_ratio": 0.0, "operator": "merge"}, {"keep_ratio": 2.0, "operator": "merge"},
+                                    {"granule": 0}])
+def test_what_a_uniform_plan_would_not_do_is_refused(dense: Dense, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        uniform(dense.plan.source, keep=0.5, **values)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nasvit.pruning import PlanError, prepare, slice_weights, to_timm
-from tests.pruning_models import TIMM, make
+from tests.pruning_models import TIMM, make, timm
 
 
 @pytest.mark.parametrize("case", ["vit", "deit_distilled", "deit3", "dinov2_registers", "swiglu", "clip", "post_norm", "mean_pooled"])
@@ -44,3 +44,9 @@ def test_a_name_that_is_not_the_models_is_said_not_raised_by_timm(case: str, nam
     dense = prepare(make(case), name=name)
     with pytest.raises(PlanError, match=said):
         to_timm(slice_weights(dense, dense.plan.with_blocks(mlp_dim=40), {}))
+
+
+def test_a_model_without_positions_is_refused_where_its_name_says_that_it_has_them() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **TIMM["vit"][1], pos_embed="none")
+    with pytest.raises(PlanError, match=r"does not take the weights.*pos_embed"):
+        to_timm(prepare(model, name="timm:vit_tiny_patch16_224").module)

@@ -9,7 +9,7 @@ import torch
 
 from nasvit.cost import count
 from nasvit.models.deploy import deploy
-from nasvit.pruning.dense import Dense, build, check, input_shape, prepare
+from nasvit.pruning.dense import Dense, build, check, input_shape, prepare, slice_weights
 from nasvit.pruning.plan import Plan
 from tests.pruning_models import timm, wake
 
@@ -58,3 +58,17 @@ def test_behind_the_last_attention_only_what_is_read_is_computed(dense: Dense, g
     inner = form.heads * form.head_dim
     mlps = sum(2 * width * block.mlp_dim for block in plan.blocks[last:])
     assert saved >= 0.95 * rows * (2 * width * inner + 2 * (rows + 2) * inner + mlps)
+
+
+@pytest.mark.parametrize("operator", ["none", "merge"])
+def test_a_distilled_transformer_without_classes_gives_the_mean_of_both_tokens(operator: str) -> None:
+    model = wake(timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3, num_classes=0))
+    dense = prepare(model)
+    plan = dense.plan if operator == "none" else dense.plan.with_blocks(keep_ratio=0.5, operator=operator)
+    images = torch.randn(2, *input_shape(plan), generator=torch.Generator().manual_seed(0))
+    small = slice_weights(dense, plan, {})
+    with torch.inference_mode():
+        if operator == "none":
+            assert (small(images) - model(images)).abs().max() <= 1e-6 * model(images).abs().max()
+        torch.testing.assert_close(deploy(small)(images), small(images), atol=1e-5, rtol=1e-4)
+        assert small(images).shape == (2, 48)
