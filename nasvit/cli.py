@@ -106,7 +106,7 @@ def search(
                                                                         "further records are marked.")] = False,
 ) -> None:
     """Search architectures; at the end there is a report with their Pareto front."""
-    from nasvit.experiment import Experiment, parse_limit, places
+    from nasvit.experiment import Experiment, each_once, parse_limit, places
     from nasvit.search.directory import check_new_or_resumed
 
     if resume and out is None:
@@ -117,7 +117,7 @@ def search(
         experiment = out / "experiment.yaml"
     given = (*(("latency_ms", text) for text in max_latency or ()), ("macs_g", max_macs), ("params_m", max_params),
              ("peak_memory_mb", max_memory))
-    limits = dict(parse_limit(text, name=name) for name, text in given if text is not None)
+    limits = each_once(parse_limit(text, name=name) for name, text in given if text is not None)
     loaded = Experiment.load(experiment, overrides={
         "space": DEFAULT_SPACE if space is None and experiment is None else space, "data": data, "budget": budget,
         **places(device or ()), "profile": profile, "minutes": minutes,

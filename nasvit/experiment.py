@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -47,6 +47,16 @@ def parse_limit(text: str | float, *, name: str = "latency_ms") -> tuple[str, fl
     if not 0 < value < float("inf"):
         raise ConfigError(f"the limit {text!r} on {name} cannot be read; write a number above 0 with its unit, such as {_EXAMPLES[name]}")
     return name + at + device.strip(), value
+
+
+def each_once(limits: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Limits by name; raises ConfigError where two are on one: neither is more likely to be meant."""
+    found: dict[str, Any] = {}
+    for name, value in limits:
+        if name in found:
+            raise ConfigError(f"two limits on {name}, {found[name]} and {value}; leave one of them away")
+        found[name] = value
+    return found
 
 
 def named_device(text: str) -> tuple[str, str]:
@@ -148,11 +158,11 @@ class Experiment(BaseModel):
                 names = (*names, *more)
             if names:
                 given["objectives"] = tuple("latency_ms" if name == f"latency_ms@{first}" else name for name in names)
-        limits = given.get("limits")
-        if isinstance(limits, Mapping):
-            device = str(given.get("device", "cpu"))
-            own = {f"latency_ms@{name}" for name in (first, device, named_device(device)[0])}
-            given["limits"] = {"latency_ms" if name in own else name: value for name, value in limits.items()}
+        if isinstance(given.get("limits"), Mapping):
+            try:
+                given["limits"] = _of_first(given["limits"], given)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return given
 
     @model_validator(mode="after")
@@ -258,7 +268,7 @@ class Experiment(BaseModel):
         replaced = {key for flag in flags for key in cls.instead.get(flag, ())}
         merged = {**{key: value for key, value in given.items() if key not in replaced}, **flags}
         if isinstance(given.get("limits"), dict) and "limits" in flags:
-            merged["limits"] = {**given["limits"], **flags["limits"]}
+            merged["limits"] = {**_of_first(given["limits"], merged), **_of_first(flags["limits"], merged)}
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
@@ -343,6 +353,15 @@ class PruneExperiment(Experiment):
         if "latency_ms" in self.limits and self.target is None:
             raise ValueError("the limit on latency of a pruning is its target; write target: 8ms (or 0.6x), not limits: {latency_ms: ..}")
         return self
+
+
+def _of_first(limits: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits with the first device's latency called latency_ms; raises ConfigError where it then has two."""
+    devices = given["devices"] if isinstance(given.get("devices"), Mapping) else {}
+    first, *others = devices or [""]
+    device = str(devices.get(first, given.get("device", "cpu")))
+    own = {f"latency_ms@{name}" for name in {first, device, named_device(device)[0]}.difference(others)}
+    return each_once(("latency_ms" if name in own else name, value) for name, value in limits.items())
 
 
 def _near(value: Any, folder: Path, *, folders: bool) -> Any:

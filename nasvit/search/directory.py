@@ -114,22 +114,35 @@ def drift(before: Mapping[str, Any], now: Mapping[str, Any], *, old: Experiment,
     """
     found = []
     if spaces[0] != spaces[1] or before["data"]["image_size"] != now["data"]["image_size"]:
-        found.append(f"space (was {before['space']['name']} at {before['data']['image_size']} px, "
-                     f"is {now['space']['name']} at {now['data']['image_size']} px, or its text has changed)")
+        was_size, is_size = ("x".join(map(str, env["data"]["image_size"])) for env in (before, now))
+        found.append(f"space (was {before['space']['name']} at {was_size} px, is {now['space']['name']} at {is_size} px, or its text has "
+                     "changed)")
     for what, a, b in (("data", before["data"]["fingerprint"], now["data"]["fingerprint"]),
                        ("device", before["fingerprint"], now["fingerprint"])):
         if a != b:
             found.append(f"{what} (fingerprint was {a}, is {b})")
     a, b = ({key: env["data"].get(key) for key in ("mean", "std")} for env in (before, now))
     if a != b:
-        found.append(f"normalisation of the images (was {a}, is {b})")
+        found.append(f"normalisation of the images (was {_in_words(a)}, is {_in_words(b)})")
     was, now_is = ({name: _release(str(env.get(name, "?")), name) for name in versions()} for env in (before, now))
     found += [f"version of {name} (was {was[name]}, is {now_is[name]})" for name in was if was[name] != now_is[name]]
     for name in MUST_AGREE:
         was_set, is_set = (getattr(experiment, name, None) for experiment in (old, new))
         if was_set != is_set:
-            found.append(f"{name} (was {was_set!r}, is {is_set!r})")
+            between = " ≤ " if name == "limits" else " "
+            found.append(f"{name} (was {_in_words(was_set, between=between)}, is {_in_words(is_set, between=between)})")
     return found
+
+
+def _in_words(value: Any, *, between: str = " ") -> str:
+    """A setting as a sentence says it: `latency_ms ≤ 8, macs_g ≤ 0.3`; `none` where there is nothing. between: a name and its value."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}{between}{_in_words(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.12g}"  # two that differ read differently
+    return "none" if value is None else str(value)
 
 
 def check_objectives(records: Sequence[TrialRecord], names: Sequence[str]) -> None:

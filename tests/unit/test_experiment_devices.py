@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nasvit.errors import ConfigError
-from nasvit.experiment import Experiment, named_device, parse_limit, places
+from nasvit.experiment import Experiment, each_once, named_device, parse_limit, places
 from nasvit.results.objectives import fault, objective
 
 
@@ -29,6 +31,23 @@ def test_a_latency_that_nothing_measures_is_an_error_before_the_first_trial(valu
 
 def test_a_limit_may_name_the_one_device_of_the_search() -> None:
     assert made(device="pi", limits={"latency_ms@pi": "8ms"}).limits == {"latency_ms": 8.0}
+
+
+def test_two_limits_on_one_latency_are_refused_and_the_command_line_still_wins(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two limits on latency_ms, 8ms and 5ms; leave one of them away"):
+        made(limits={"latency_ms": "8ms", "latency_ms@cpu": "5ms"})
+    file = tmp_path / "e.yaml"
+    file.write_text("space: hybrid_tiny\nlimits: {latency_ms: 8ms}\n")
+    assert Experiment.load(file, overrides={"limits": {"latency_ms@cpu": 5.0}}).limits == {"latency_ms": 5.0}
+    with pytest.raises(ConfigError, match="two limits on latency_ms"):
+        Experiment.load(file, overrides={"limits": {"latency_ms": 4.0, "latency_ms@cpu": 5.0}})
+    with pytest.raises(ConfigError, match=r"two limits on latency_ms, 8.0 and 5.0"):
+        each_once([parse_limit("8ms"), parse_limit("5ms")])
+
+
+def test_a_limit_is_on_the_further_device_of_its_name_though_the_first_one_is_made_so() -> None:
+    several = made(devices={"slow": "cpu", "cpu": "cpu/onnxruntime"}, limits={"latency_ms@slow": 8.0, "latency_ms@cpu": 4.0})
+    assert several.limits == {"latency_ms": 8.0, "latency_ms@cpu": 4.0}
 
 
 def test_limits_name_devices() -> None:

@@ -62,6 +62,18 @@ def test_drift_names_what_differs_and_only_that() -> None:
     assert [text.split()[0] for text in found] == ["space", "data", "device", "seed"]
 
 
+def test_drift_says_settings_in_words_and_never_as_the_code_writes_them() -> None:
+    old = Experiment(space="small", limits={"latency_ms": 8.0, "macs_g": 0.3}, rungs=(30, 60))
+    new = Experiment(space="small", limits={}, rungs=(30, 90), recipe={"lr": 1e-3, "mixup": None}, objectives=("accuracy", "params_m"))
+    assert drift(ENV, ENV, old=old, new=new, spaces=("a", "a")) == [
+        "objectives (was accuracy, latency_ms, is accuracy, params_m)", "limits (was latency_ms ≤ 8, macs_g ≤ 0.3, is none)",
+        "rungs (was 30, 60, is 30, 90)", "recipe (was none, is lr 0.001, mixup none)"]
+    shown, other = ({**ENV, "data": {**ENV["data"], "mean": [mean, 0.5], "std": [0.25, 0.25]}} for mean in (0.3, 0.4))
+    assert drift(shown, other, old=old, new=old, spaces=("a", "b")) == [
+        "space (was small at 16x16 px, is small at 16x16 px, or its text has changed)",
+        "normalisation of the images (was mean 0.3, 0.5, std 0.25, 0.25, is mean 0.4, 0.5, std 0.25, 0.25)"]
+
+
 def test_of_a_pruning_what_may_go_how_it_is_ranked_and_how_images_are_normalised_is_drift_too() -> None:
     same = PruneExperiment(model="timm:it")
     shown = {**ENV, "data": {**ENV["data"], "mean": [0.3], "std": [0.2]}}
