@@ -113,10 +113,11 @@ def _check_parts(root: Path) -> None:
 
 
 def class_files(root: Path) -> list[tuple[str, list[Path]]]:
-    """(class name, its files), both sorted; what is hidden, or lies in a hidden folder, does not count. Pipes, devices and broken links are
-    among them: they are skipped by name when the images are read."""
+    """(class name, its files), both sorted; what is hidden, or lies in a hidden folder, does not count. Pipes, devices, broken links
+    and links to folders, which are not followed, are among them: they are skipped by name when the images are read."""
     classes = [
-        (folder.name, sorted(p for p in folder.rglob("*") if not p.is_dir() and not any(map(_hidden, p.relative_to(folder).parts))))
+        (folder.name, sorted(p for p in folder.rglob("*")
+                             if (p.is_symlink() or not p.is_dir()) and not any(map(_hidden, p.relative_to(folder).parts))))
         for folder in _folders(root)
     ]
     if len(classes) < 2:
@@ -174,7 +175,8 @@ def decode(path: Path, image_size: tuple[int, int]) -> NDArray[np.uint8]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image, not decoded yet. Raises one of `BROKEN` for what is no file, no image, or too large."""
     if not path.is_file():
-        raise OSError("no regular file")  # opening a pipe would wait for ever
+        # opening a pipe would wait for ever
+        raise OSError("a link to a folder, which is not followed" if path.is_dir() else "no regular file")
     Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow's size limit becomes a skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from nasvit.data.base import KINDS, DataInfo, DataSet, Images, Labelled, Source, check_memory
 from nasvit.data.split import resize, stratified_split
 from nasvit.errors import DataError
+
+_NAMED = 5  # so many classes are named in a remark
 
 
 def load(spec: str, *, seed: int, image_size: tuple[int, int] | None = None) -> DataSet:
@@ -33,8 +36,8 @@ def load(spec: str, *, seed: int, image_size: tuple[int, int] | None = None) -> 
     mean, std = channel_statistics(tensors[0].images)
     return DataSet(
         name=_name(kind, spec), train=tensors[0], val=tensors[1], class_names=source.class_names, mean=mean, std=std,
-        fingerprint=fingerprint(*tensors, class_names=source.class_names), skipped=source.skipped, notes=source.notes,
-        flip=source.flip, kind=kind,
+        fingerprint=fingerprint(*tensors, class_names=source.class_names), skipped=source.skipped,
+        notes=(*source.notes, *_remarks(*tensors, class_names=source.class_names)), flip=source.flip, kind=kind,
     )
 
 
@@ -137,6 +140,27 @@ def _tensors(part: Labelled, size: tuple[int, int], *, where: str) -> Images:
     check_memory(len(part.labels), part.images.shape[-1], size, where=where)
     images = resize(torch.from_numpy(np.ascontiguousarray(part.images)).permute(0, 3, 1, 2), size)  # (N, H, W, C) -> (N, C, h, w)
     return Images(images=images.contiguous(memory_format=torch.channels_last), labels=torch.from_numpy(part.labels.astype(np.int64)))
+
+
+def _remarks(train: Images, val: Images, *, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """What makes the validation part a worse judge than it looks: images that were trained on, classes that it does not have."""
+    count = len(val.labels)
+    seen = set(_digests(train))
+    known = sum(digest in seen for digest in _digests(val))
+    remarks = [] if not known else [
+        f"{known} of the {count} validation images are also among the training images, pixel for pixel: the accuracy counts what was "
+        "learned by heart; remove the copies, or bring a validation part without them"]
+    absent = [class_names[label] for label in np.flatnonzero(np.bincount(val.labels.numpy(), minlength=len(class_names)) == 0)]
+    if count and absent:
+        named = f"{', '.join(absent[:_NAMED])}{f' and {len(absent) - _NAMED} more' if len(absent) > _NAMED else ''}"
+        remarks.append(f"the validation part has no image of {named}: the accuracy says nothing of {'it' if len(absent) == 1 else 'them'}")
+    return tuple(remarks)
+
+
+def _digests(part: Images) -> Iterator[bytes]:
+    """Of each image's pixels."""
+    for image in part.images.permute(0, 2, 3, 1).contiguous().numpy():
+        yield hashlib.blake2b(image.data, digest_size=16).digest()
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -173,6 +173,14 @@ def test_pipes_devices_and_broken_links_are_skipped_by_name_and_nobody_waits_for
     assert loaded.skipped == 3 and all(name in loaded.notes[0] for name in ("pipe.png", "nowhere.png", "endless.png", "no regular file"))
 
 
+def test_a_link_to_a_folder_within_a_class_is_not_followed_and_named(tmp_path: Path) -> None:
+    make(tmp_path / "here")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here" / "blue" / "more").symlink_to(tmp_path / "elsewhere")
+    loaded = data.load(str(tmp_path / "here"), seed=1, image_size=(8, 8))
+    assert loaded.skipped == 1 and "more (OSError: a link to a folder, which is not followed)" in loaded.notes[0]
+
+
 def test_a_program_in_postscript_is_no_image(tmp_path: Path) -> None:
     """Pillow would give it to Ghostscript."""
     make(tmp_path)

@@ -161,3 +161,17 @@ def test_too_much_for_memory_is_refused_from_the_header_alone(tmp_path: Path, mo
     monkeypatch.setattr(np, "load", lambda *a, **k: pytest.fail("the archive was read"))
     with pytest.raises(DataError, match="GiB"):
         data.describe(spec)
+
+
+def test_validation_images_that_were_trained_on_and_classes_without_any_are_said(tmp_path: Path) -> None:
+    names = np.array(["ant", "bee", "cat"])
+    write(tmp_path / "x_train.npz", labels=np.arange(20) % 3, class_names=names)
+    mixed = np.concatenate([images(3), 255 - images(4)])
+    write(tmp_path / "x_val.npz", images=mixed, labels=np.array([0, 1, 0, 1, 0, 1, 0]), class_names=names)
+    copies, absent = data.load(str(tmp_path), seed=1).notes
+    assert copies.startswith("3 of the 7 validation images are also among the training images")
+    assert absent == "the validation part has no image of cat: the accuracy says nothing of it"
+    write(tmp_path / "x_val.npz", images=255 - images(6), labels=np.arange(6) % 3, class_names=names)
+    assert data.load(str(tmp_path), seed=1).notes == ()
+    write(tmp_path / "doubled.npz", images=np.concatenate([images(), images()]), labels=np.arange(40) % 20 % 2)
+    assert "validation images are also among" in data.load(str(tmp_path / "doubled.npz"), seed=1).notes[0]
