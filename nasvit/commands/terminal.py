@@ -31,7 +31,7 @@ def render(run: Path) -> None:
     from nasvit.report import render as render_report
     from nasvit.report.devices import columns as device_columns
     from nasvit.report.precision import columns as precision_columns
-    from nasvit.report.prune_file import mark
+    from nasvit.report.prune_file import is_pruning, mark
     from nasvit.report.truth import truth_of, verdict
 
     files = render_report(run)
@@ -41,8 +41,9 @@ def render(run: Path) -> None:
     known = ("accuracy", *precision_columns(loaded.env), *(devices or ("latency_ms",)), "macs_g", "params_m", "peak_memory_mb")
     shown = [name for name in known if name in front and front[name].notna().any()]
     heads = [f"latency_ms@{devices[name]}" if name in devices else name for name in shown]
-    table = Table("trial", *heads, "rung", "network", title=f"Pareto front: {len(front)} networks", title_justify="left", box=None,
-                  header_style="dim")
+    kind = "plan" if is_pruning(loaded) else "network"
+    title = f"Pareto front: {len(front)} {kind}{'' if len(front) == 1 else 's'}"
+    table = Table("trial", *heads, "rung", kind, title=title, title_justify="left", box=None, header_style="dim")
     marked = mark(loaded)
     for row in front.to_dict("records"):
         word = f" ({marked.word})" if row["trial"] == marked.trial else ""

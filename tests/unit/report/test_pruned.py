@@ -158,6 +158,7 @@ def test_what_is_singled_out_is_the_result_wherever_it_lies(tmp_path: Path, caps
         assert ("| result |" in markdown(opened)) == (trial == other) and "| knee" not in markdown(opened)
         render(run)
         assert (f"{other} (result)" in (said := capsys.readouterr().out)) == (trial == other) and "(knee)" not in said
+        assert f"Pareto front: {len(opened.front)} plans" in said
     (run / "prune.json").write_text(json.dumps({k: v for k, v in FACTS.items() if k != "pruned"}))
     assert [row["word"] for row in front_chart(load(run))["datasets"]["marked"]] == ["knee"], "no result yet"
 
