@@ -52,6 +52,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def earlier(out: Path, *, resume: bool) -> dict[str, Any]:
+    """env.json of the run that is resumed, empty for a new one; raises RunError where it lacks what a session is held against."""
+    path = out / "env.json"
+    if not resume or not path.exists():
+        return {}
+    before = read_json(path)
+    shapes: dict[str, Any] = {"fingerprint": str, "reference_ms": int | float, "device": dict, "data": dict, "space": dict}
+    missing = [name for name, shape in shapes.items() if not isinstance(before.get(name), shape)]
+    missing += [f"{part}.{name}" for part, name in (("data", "fingerprint"), ("data", "image_size"), ("space", "name"))
+                if part not in missing and name not in before.get(part, {})]
+    if missing:
+        raise RunError(f"{path} is damaged: it does not say {', '.join(missing)}, without which its records could not be told from those "
+                       "of another device or other data; restore it, or choose another --out")
+    return before
+
+
 @contextmanager
 def claimed(out: Path, *, resume: bool | None = None) -> Iterator[None]:
     """Own the run directory (made if absent); raises RunError while another search works in it, and with `resume` (None: whatever is

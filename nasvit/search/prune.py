@@ -137,7 +137,7 @@ def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Sta
     data, normalised = as_trained(loaded, name=experiment.model, checkpoint=experiment.checkpoint)
     check_named(experiment, loaded)
     identity = same(dense, model, data)
-    before = directory.read_json(out / "env.json") if out is not None and resume else {}
+    before = directory.earlier(out, resume=resume) if out is not None else {}
     device = open_device(experiment.device, threads=1, reference_ms=float(before["reference_ms"]) if before else None)
     if before and (before["fingerprint"], before["dense"]) != (device.fingerprint, weights_id(dense)):
         raise RunError(f"{out} cannot be resumed with another device or other weights: they were {before['fingerprint']} and "
@@ -210,7 +210,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
     experiment = experiment.model_copy(update={"rungs": rungs, "limits": limits, "recipe": {**RECIPE, **experiment.recipe},
                                                "image_size": data.image_size, "dense_steps": dense_steps, "dense_epochs": None})
     images = min(len(data.val), max(LEAST_IMAGES, int(EVALUATION_SECONDS * 1e3 / start.latency["median_ms"])))
-    before = directory.read_json(out / "env.json") if resume else {}
+    before = directory.earlier(out, resume=resume)
     kept = PruneExperiment.load(out / "experiment.yaml") if before else None
     if kept is not None and "lr" in kept.recipe:
         experiment = experiment.model_copy(update={"recipe": {"lr": kept.recipe["lr"], **experiment.recipe}})

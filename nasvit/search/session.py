@@ -134,7 +134,7 @@ def bind(experiment: Experiment, *, out: Path, resume: bool, allow_drift: bool, 
     check_space(space)
     data = load(experiment.data, seed=experiment.seed, image_size=natural)
     experiment = experiment.absolute(data=rooted)
-    before = directory.read_json(out / "env.json") if resume else {}
+    before = directory.earlier(out, resume=resume)
     gone = gone_of(read(out / directory.RECORDS), experiment)
     device = open_device(experiment.device, threads=1)
     fingerprint = str(before["fingerprint"]) if "latency_ms" in gone else device.fingerprint  # one that is gone is not asked who it is

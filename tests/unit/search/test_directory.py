@@ -8,7 +8,7 @@ import pytest
 
 from nasvit.errors import RunError
 from nasvit.experiment import Experiment, PruneExperiment
-from nasvit.search.directory import check_objectives, claimed, drift, read_json, summary, versions, write, write_json
+from nasvit.search.directory import check_objectives, claimed, drift, earlier, read_json, summary, versions, write, write_json
 from tests.unit.search.fakes import record
 
 ENV = {"fingerprint": "d0", "data": {"fingerprint": "x0", "image_size": [16, 16]}, "space": {"name": "small"}}
@@ -25,6 +25,20 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "env.json").write_text("{")
     with pytest.raises(RunError, match=r"env\.json is damaged"):
         read_json(tmp_path / "env.json")
+
+
+def test_what_is_resumed_says_what_its_sessions_are_held_against(tmp_path: Path) -> None:
+    whole = ENV | {"reference_ms": 4.0, "device": {}}
+    assert earlier(tmp_path, resume=True) == {}
+    for changes, missing in (({}, ""), ({"fingerprint": None}, "fingerprint"), ({"data": []}, "data"), ({"space": {}}, r"space\.name"),
+                             ({"data": {"image_size": [1, 1]}, "reference_ms": "4"}, r"reference_ms, data\.fingerprint")):
+        write_json(tmp_path / "env.json", whole | changes)
+        assert earlier(tmp_path, resume=False) == {}
+        if not missing:
+            assert earlier(tmp_path, resume=True) == whole
+            continue
+        with pytest.raises(RunError, match=rf"env\.json is damaged: it does not say {missing}, without"):
+            earlier(tmp_path, resume=True)
 
 
 def test_two_searches_cannot_work_in_one_directory(tmp_path: Path) -> None:
