@@ -18,7 +18,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from nasvit.errors import ConfigError, MeasurementError, UnsupportedOpError
+from nasvit.errors import ConfigError, MeasurementError, UnsupportedOpError, first_of
 from nasvit.registry import Registry
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -173,8 +173,7 @@ def _refuse_uncounted(module: nn.Module, analysis: FlopCountAnalysis) -> None:
     for op in sorted(unknown):
         holders = [name for name, _ in module.named_modules() if op in analysis.unsupported_ops(name)]
         deepest = [n for n in holders if not any(o != n and (n == "" or o.startswith(n + ".")) for o in holders)]
-        places = ", ".join(n or type(module).__name__ for n in deepest[:3])
-        found.append(f"{op} in {places}" + (f" and {len(deepest) - 3} more" if len(deepest) > 3 else ""))
+        found.append(f"{op} in {first_of([n or type(module).__name__ for n in deepest], most=3)}")
     raise UnsupportedOpError(
         f"no cost is known for {'; '.join(found)}. Register a handle for it (nasvit.cost.HANDLES.register(name)), "
         "or name it in nasvit.cost.FREE")

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+
+def first_of(names: Sequence[str], *, most: int, between: str = ", ") -> str:
+    """`a, b and 7 more`: what a message lists of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{between.join(names[:most])}{more}"
+
 
 class NasvitError(Exception):
     """Base of all errors that nasvit raises on purpose; `exit_code` is what the command line returns."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nasvit.data.base import KINDS, DataInfo, DataKind, Labelled, Source, check_memory
-from nasvit.errors import DataError
+from nasvit.errors import DataError, first_of
 
 _PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """Names of the folders of each part, whatever their case."""
@@ -129,8 +129,7 @@ def class_files(root: Path) -> list[tuple[str, list[Path]]]:
 def _notes(skipped: list[str]) -> tuple[str, ...]:
     if not skipped:
         return ()
-    more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-    return (f"skipped {len(skipped)} unusable files: {', '.join(skipped[:_NAMED])}{more}",)
+    return (f"skipped {len(skipped)} unusable files: {first_of(skipped, most=_NAMED)}",)
 
 
 def _read_part(root: Path, names: list[str], image_size: tuple[int, int]) -> tuple[Labelled, list[tuple[Path, str]]]:

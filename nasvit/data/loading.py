@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nasvit.data.base import KINDS, DataInfo, DataSet, Images, Labelled, Source, check_memory
 from nasvit.data.split import resize, stratified_split
-from nasvit.errors import DataError
+from nasvit.errors import DataError, first_of
 
 _NAMED = 5  # so many classes are named in a remark
 
@@ -152,8 +152,8 @@ def _remarks(train: Images, val: Images, *, class_names: tuple[str, ...]) -> tup
         "learned by heart; remove the copies, or bring a validation part without them"]
     absent = [class_names[label] for label in np.flatnonzero(np.bincount(val.labels.numpy(), minlength=len(class_names)) == 0)]
     if count and absent:
-        named = f"{', '.join(absent[:_NAMED])}{f' and {len(absent) - _NAMED} more' if len(absent) > _NAMED else ''}"
-        remarks.append(f"the validation part has no image of {named}: the accuracy says nothing of {'it' if len(absent) == 1 else 'them'}")
+        remarks.append(f"the validation part has no image of {first_of(absent, most=_NAMED)}: the accuracy says nothing of "
+                       f"{'it' if len(absent) == 1 else 'them'}")
     return tuple(remarks)
 
 

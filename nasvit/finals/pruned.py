@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,18 @@ from nasvit.pruning.dense import build, input_shape, prepare, slice_weights
 from nasvit.pruning.files import DENSE, RESULT, SCORES, Form, form_of, load
 from nasvit.pruning.plan import Plan
 from nasvit.results.record import TrialRecord
+from nasvit.whole_file import read_json
 
 
 def result_trial(run: Path) -> int | None:
     """The trial that became the result of a pruning; None for any other run, and before its end."""
-    result = _facts(run).get("pruned")
+    result = read_json(run / "prune.json").get("pruned")
     return None if result is None else int(result["trial"])
 
 
 def load_result(run: Path) -> Trained:
     """What the pruning chose, from `pruned/`. Raises RunError or CheckpointError where it is damaged."""
-    facts = _facts(run)
+    facts = read_json(run / "prune.json")
     module = load(run / RESULT / "arch.json", run / RESULT / "model.safetensors")
     return _told(module, form_of(module), facts, trained="the result of a pruning", test_accuracy=facts["pruned"].get("test_accuracy"))
 
@@ -37,7 +37,7 @@ def load_member(run: Path, record: TrialRecord) -> Trained:
 
     Raises RunError where its weights are gone, CheckpointError where they do not fit.
     """
-    plan, facts = Plan.from_dict(record.arch or {}), _facts(run)
+    plan, facts = Plan.from_dict(record.arch or {}), read_json(run / "prune.json")
     if record.checkpoint is None:
         dense = prepare(load(run / DENSE / "arch.json", run / DENSE / "model.safetensors"), name=facts.get("model"), check=False)
         module, trained = slice_weights(dense, plan, read_weights(run / DENSE / SCORES)), "a slice of the dense model without recovery"
@@ -64,17 +64,3 @@ def _told(module: nn.Module, form: Form, facts: Mapping[str, Any], **more: Any) 
                        "anew") from None
     subject = Subject(id=form.id, plan=form) if isinstance(form, Plan) else Subject.of_arch(form)
     return Trained(module=module, subject=subject, metrics={"data": data, "model": None, **more})
-
-
-def _facts(run: Path) -> dict[str, Any]:
-    """prune.json, empty for a run that pruned nothing; raises RunError where it is damaged."""
-    path = run / "prune.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise RunError(f"{path} is damaged: it must hold a mapping")
-    return found

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from nasvit.errors import ConfigError
+from nasvit.errors import ConfigError, first_of
 from nasvit.pruning.dense import Dense
 from nasvit.pruning.families import FAMILIES
 from nasvit.pruning.families.base import Axis
@@ -75,7 +75,7 @@ def importance(dense: Dense, images: Tensor, labels: Tensor | None = None, *, cr
         scores |= _confidence(dense, [x for x, _ in batches])
     _add_heads(dense, scores)
     if odd := [name for name, score in scores.items() if not bool(score.isfinite().all())]:
-        raise ConfigError(f"the importance of {', '.join(odd[:4])}{' and others' if len(odd) > 4 else ''} is not finite: the calibration "
+        raise ConfigError(f"the importance of {first_of(odd, most=4)} is not finite: the calibration "
                           "images or the dense model's weights hold what is no number, or its outputs overflow; nothing can be ranked so")
     result = Importance(criterion=criterion, key=key, scores=scores)
     if path is not None:

@@ -62,7 +62,8 @@ def front_rows(run: Run) -> list[dict[str, Any]]:
             "precise": [percent(row[name]) for name in precision_columns(run.env)],
             "interval": f"± {number(half, digits=2)}" if math.isfinite(half) else "",
             "noisy": _text(row["verdict"]) in ("noisy", "drifting"), "verdict": _text(row["verdict"]),
-            **{short: shown(name, row[name], beside=largest[name]) for short, name in (("macs", "macs_g"), ("params", "params_m"))},
+            "macs": shown("macs_g", row["macs_g"], beside=largest["macs_g"]),
+            "params": shown("params_m", row["params_m"], beside=largest["params_m"]),
             "arch": _text(row["mixers"]), "widths": _text(row["widths"]), "arch_id": _text(row["arch_id"]),
             "colour": mixer_colour(_text(row["main_mixer"])), "drawing": "" if not by_trial[row["trial"]].has_arch
             else Markup(draw(by_trial[row["trial"]].network()))})  # it escapes its own text

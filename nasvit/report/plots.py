@@ -13,7 +13,7 @@ import altair as alt
 import pandas as pd
 
 from nasvit.drawing import mixer_colour
-from nasvit.report.prune_file import Mark, is_pruning, mark, reference_points
+from nasvit.report.prune_file import is_pruning, mark, reference_points
 from nasvit.report.shorthand import mixer_rank, stage_line
 from nasvit.report.tables import Run, foreign, hypervolume_so_far, part, xy_front
 from nasvit.results.objectives import objective
@@ -31,6 +31,7 @@ def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["c
     """The cloud of trials, the front as steps, latency intervals, baselines, random search's front and the limit."""
     x, y = run.axes
     table, baselines, rivals = _points(run), _comparable(run), _rivals(run)
+    marked = _marked(run, table)
     limit, (low, high) = _limit(run, x), _y_span(run)
     ends = [rows[name] for rows in (run.front, baselines) for name in ("ci_low_ms", "ci_high_ms")] if x == "latency_ms" else []
     spread = pd.concat([table[x], baselines[x], rivals[x], *ends]).dropna()
@@ -44,12 +45,14 @@ def front_chart(run: Run, *, colour: ColourBy = "mixer", width: int | Literal["c
     if len(rivals):
         layers += _rival_layers(at_x, at_y)
     layers += _trial_layers(run, at_x, at_y, colour=colour, present=sorted(set(table["main_mixer"].dropna()), key=mixer_rank))
+    if len(marked):
+        (place,), (value,) = _places(marked[x], spread=spread), marked[y]
+        layers += _mark_layers(at_x, at_y, left=place > 0.9, above=value < low + 0.1 * (high - low))
     if len(baselines):
         layers += _baseline_layers(x, at_x, at_y)
     spec: Spec = styled(alt.layer(*layers).properties(width=width, height=height)).to_dict()
     spec["datasets"] = {
-        "trials": _values(table), "marked": _values(_marked(table, mark(run), x=x, spread=spread, y=y, low=low, high=high)),
-        "steps": _values(xy_front(table, run.axes)[[x, y]]),
+        "trials": _values(table), "marked": _values(marked), "steps": _values(xy_front(table, run.axes)[[x, y]]),
         "baselines": _values(_with_side(baselines, at=x, spread=spread)),
         "rivals": _values(_with_first(rivals[[x, y]], inside=rivals[y].between(low + 0.06 * (high - low), high))),
         "limit": [{x: limit, "text": f"limit {limit:.4g} {_unit(x)}".strip()}] if limit is not None else []}
@@ -140,14 +143,15 @@ def _trial_layers(run: Run, at_x: Any, at_y: Any, *, colour: ColourBy, present: 
         layers.append(rule.encode(x=alt.X("ci_low_ms:Q", title=objective(x).label), x2="ci_high_ms:Q", opacity=strong,
                                   tooltip=alt.value(None)))
     layers.append(on_front.mark_circle(size=120, stroke="white", strokeWidth=1.2, clip=True).encode(opacity=strong))
-    ring = alt.Chart(alt.NamedData(name="marked")).encode(x=at_x, y=at_y)
-    layers.append(ring.mark_point(size=330, color=INK, strokeWidth=1.6, filled=False, clip=True))
-    for side in (-1, 1):
-        for height in (-1, 1):
-            corner = ring.transform_filter(f"datum.side == {side} && datum.height == {height}")
-            layers += _label(corner, "word:N", dx=12 * side, dy=19 * height, align="left" if side > 0 else "right", fontWeight=600,
-                             color=INK)
     return layers
+
+
+def _mark_layers(at_x: Any, at_y: Any, *, left: bool, above: bool) -> list[Any]:
+    """The ring around the one trial that is singled out, and its word left or right of it, above or below."""
+    ring = alt.Chart(alt.NamedData(name="marked")).encode(x=at_x, y=at_y)
+    word = _label(ring, "word:N", dx=-12 if left else 12, dy=-19 if above else 19, align="right" if left else "left", fontWeight=600,
+                  color=INK)
+    return [ring.mark_point(size=330, color=INK, strokeWidth=1.6, filled=False, clip=True), *word]
 
 
 def _rival_layers(at_x: Any, at_y: Any) -> list[Any]:
@@ -208,11 +212,10 @@ def _points(run: Run) -> pd.DataFrame:
     return table.drop(columns=["reason", "label", "mixers", "widths", "status"])
 
 
-def _marked(table: pd.DataFrame, marked: Mark, *, x: str, spread: pd.Series[float], y: str, low: float, high: float) -> pd.DataFrame:
-    """The one trial with a ring and its word, and on which side the word has room: -1 left of it or above, 1 right or below."""
-    row = table.loc[table["trial"] == marked.trial, [x, y]]
-    return row.assign(word=marked.word, side=[-1 if place > 0.9 else 1 for place in _places(row[x], spread=spread)],
-                      height=[-1 if value < low + 0.1 * (high - low) else 1 for value in row[y]])
+def _marked(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """The one trial that has a ring, with its word; nothing where there is none."""
+    marked = mark(run)
+    return table.loc[table["trial"] == marked.trial, list(run.axes)].assign(word=marked.word)
 
 
 def _comparable(run: Run) -> pd.DataFrame:
@@ -273,11 +276,11 @@ def scale_of(values: pd.Series[float]) -> alt.Scale:
 
 
 def _y_span(run: Run) -> tuple[float, float]:
-    """The drawn range of y: the front and the baselines always; what lies far behind the front is cut off."""
+    """The drawn range of y: the front, the baselines and what has the ring always; what lies far behind the front is cut off."""
     y = run.axes[1]
     rising = objective(y).direction == "maximize"
-    cloud = _points(run)[y]
-    kept = pd.concat([run.front[y], _comparable(run)[y]])
+    points = _points(run)
+    cloud, kept = points[y], pd.concat([run.front[y], _comparable(run)[y], _marked(run, points)[y]])
     low, high = float(kept.min()), float(kept.max())
     room = max(0.6 * (high - low), 0.02 * abs(high))
     if rising:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from nasvit.errors import RunError
 from nasvit.report.tables import Run
+from nasvit.whole_file import read_json
 
 NAME = "prune.json"
 POINT = ("label", "accuracy", "latency_ms", "ci_low_ms", "ci_high_ms", "macs_g", "params_m")
@@ -32,11 +31,15 @@ def is_pruning(run: Run) -> bool:
 
 
 @contextmanager
-def whole_facts(path: Path) -> Iterator[None]:
-    """Raises RunError, which names the file, for what a damaged one makes of its reader."""
+def facts_of(run: Run) -> Iterator[dict[str, Any]]:
+    """What prune.json holds, empty of a search. Raises RunError, which names the file, for what a damaged one makes of its reader."""
+    path = run.path / NAME
+    facts = read_json(path)
     try:
-        yield
+        yield facts
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        if not facts:
+            raise  # not the file's fault: there is none
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); prune again with --resume, which writes it anew") from None
 
 
@@ -50,23 +53,18 @@ class Mark(NamedTuple):
 def mark(run: Run) -> Mark:
     """The result of a pruning, which need not be on the front (of equals it is the slowest), and else the front's knee. Raises RunError for
     a damaged prune.json."""
-    path = run.path / NAME
-    if path.exists():
-        with whole_facts(path):
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if "pruned" in facts:
-                return Mark(int(facts["pruned"]["trial"]), "result")
+    with facts_of(run) as facts:
+        if "pruned" in facts:
+            return Mark(int(facts["pruned"]["trial"]), "result")
     knees = run.front.loc[run.front["knee"], "trial"]
     return Mark(int(knees.iloc[0]) if len(knees) else None, "knee")
 
 
 def reference_points(run: Run) -> pd.DataFrame:
     """The dense model and the siblings of which both drawn objectives are known; empty of a search. Raises RunError for a damaged file."""
-    path = run.path / NAME
     rows: list[dict[str, Any]] = []
-    if path.exists():
-        with whole_facts(path):
-            facts = json.loads(path.read_text(encoding="utf-8"))
+    with facts_of(run) as facts:
+        if facts:
             dense, latency = facts["dense"], facts["dense"]["latency"]
             rows.append({"label": "dense", "accuracy": dense["accuracy"], "latency_ms": latency["median_ms"],
                          "ci_low_ms": latency["ci_low_ms"], "ci_high_ms": latency["ci_high_ms"], "macs_g": dense["macs_g"],

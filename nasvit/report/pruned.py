@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from nasvit.report.figures import number, percent, shown
-from nasvit.report.prune_file import NAME, whole_facts
+from nasvit.report.prune_file import facts_of, is_pruning
 from nasvit.report.tables import Run
 
 RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of fine-tuning with the dense model as teacher, on the images "
@@ -15,11 +14,9 @@ RECOVERY_WORDS = ("Recovery: accuracy of the chosen plan after so many steps of 
 
 def pruned_section(run: Run) -> dict[str, Any] | None:
     """Rows and words of the section, None for a run that pruned nothing. Raises RunError for a damaged prune.json."""
-    path = run.path / NAME
-    if not path.exists():
+    if not is_pruning(run):
         return None
-    with whole_facts(path):
-        facts = json.loads(path.read_text(encoding="utf-8"))
+    with facts_of(run) as facts:
         dense = {"what": f"dense {facts['model']}", **_figures(facts["dense"], dense=facts["dense"])}
         rows, curve, words, tiles = [dense], [], "", []
         if "pruned" in facts:

@@ -18,7 +18,7 @@ from nasvit.errors import ConfigError, RunError, StorageError
 from nasvit.experiment import Experiment
 from nasvit.results.record import TrialRecord
 from nasvit.search.progress import counts
-from nasvit.whole_file import whole
+from nasvit.whole_file import read_json, whole
 
 RECORDS = "records.jsonl"
 MUST_AGREE = ("seed", "objectives", "limits", "rungs", "recipe", "choices", "criterion")
@@ -37,19 +37,6 @@ def write(path: Path, text: str) -> None:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """`write` as indented JSON."""
     write(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The file's mapping, empty where there is no file; raises RunError where it is damaged."""
-    if not path.exists():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
-    if not isinstance(data, dict):
-        raise RunError(f"{path} is damaged: it must hold a mapping")
-    return data
 
 
 def earlier(out: Path, *, resume: bool) -> dict[str, Any]:

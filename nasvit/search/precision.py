@@ -19,8 +19,9 @@ from nasvit.results.front import pareto
 from nasvit.results.record import TrialRecord
 from nasvit.runtimes import Runtime
 from nasvit.runtimes.accuracy import RuntimeAccuracy, quantised_accuracy, spread
-from nasvit.search.directory import read_json, write_json
+from nasvit.search.directory import write_json
 from nasvit.search.evaluate import Settings, dataset, trained
+from nasvit.whole_file import read_json
 
 
 def told(precisions: Mapping[str, str], *, pruning: bool = False) -> tuple[str, ...]:

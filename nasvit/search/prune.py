@@ -49,6 +49,7 @@ from nasvit.search.prune_trial import DENSE, SCORES, judged_by, plan_of, prune_e
 from nasvit.search.session import Bound, check, search_bound
 from nasvit.search.workers import joined
 from nasvit.training import Recipe, evaluate
+from nasvit.whole_file import read_json
 
 IDENTITY = 1e-6
 """A plan that keeps everything gives the dense model's logits to this, relative to the largest."""
@@ -97,7 +98,7 @@ def prune(experiment: PruneExperiment, *, out: Path, resume: bool = False, progr
         for record in records:
             bound.observe(record)
         directory.write(out / "experiment.yaml", bound.experiment.to_yaml())
-        known = directory.read_json(out / "prune.json") if resume else {}  # a result stands until there is another
+        known = read_json(out / "prune.json") if resume else {}  # a result stands until there is another
         directory.write_json(out / "prune.json", known | _dense_facts(start))
         directory.write_json(out / "env.json", bound.env)  # last: from here on there is a run to resume
         summary = search_bound(bound.experiment, bound, out=out, records=records, evaluate=prune_evaluate, progress=progress, workers=ready)
@@ -143,7 +144,7 @@ def begin(experiment: PruneExperiment, *, out: Path | None, resume: bool) -> Sta
         raise RunError(f"{out} cannot be resumed with another device or other weights: they were {before['fingerprint']} and "
                        f"{before['dense']}, are {device.fingerprint} and {weights_id(dense)}")
     shape = (1, *input_shape(dense.plan))
-    known = directory.read_json(out / "prune.json") if before and out is not None else {}
+    known = read_json(out / "prune.json") if before and out is not None else {}
     latency = known["dense"]["latency"] if known else device.measure(dense.module, input_shape=shape, patient=True).to_dict()
     accuracy = known["dense"]["accuracy"] if known else evaluate(dense.module, data.val, data=data, device=device.torch_device)[0]
     cost = count(dense.module, input_shape=shape)
@@ -238,7 +239,7 @@ def _bind(experiment: PruneExperiment, start: Start, *, out: Path, resume: bool)
             speed.observe(plan, ms, half_width=half_width)
         notes += tuple(f"a probe could not be measured, so that the first plans are further from the target: {why}" for why in failed[:1])
     seen: list[TrialRecord] = []
-    again: dict[str, list[float]] = directory.read_json(out / RETIMED) if before else {}
+    again: dict[str, list[float]] = read_json(out / RETIMED) if before else {}
     directory.write_json(out / RETIMED, again)
 
     def retimed(best: TrialRecord) -> None:
@@ -292,7 +293,7 @@ def _probed(space: PruneSpace, start: Start, scores: Mapping[str, Tensor], *, pa
             resume: bool) -> tuple[list[tuple[Plan, float, float]], list[str]]:
     """The space's probes, each with milliseconds and the half width of their interval, measured once in a run; and why others could not
     be measured. They only steer, so the run goes on without; a device that is gone ends it."""
-    rows = directory.read_json(path).get("probes", []) if resume else []
+    rows = read_json(path).get("probes", []) if resume else []
     for plan in () if resume else space.probes():
         try:
             stats = start.device.measure(slice_weights(start.dense, plan, scores), input_shape=(1, *input_shape(start.dense.plan)))
@@ -358,7 +359,7 @@ def _finish(bound: Bound, start: Start, *, out: Path, stopped: str) -> dict[str,
     if stopped.startswith("the device is gone"):  # the result is measured again, which it could not be
         raise DeviceLostError(f"{stopped}; what was evaluated is on record: when the device is back, go on with --resume")
     chosen = (compromise(done, dense_ms=float(start.latency["median_ms"])) if start.target_ms is None else
-              choose(done, images=int(bound.settings.prune["images"]), again=directory.read_json(out / RETIMED)))
+              choose(done, images=int(bound.settings.prune["images"]), again=read_json(out / RETIMED)))
     module = slice_weights(start.dense, plan_of(chosen), read_weights(out / DENSE / SCORES))
     if chosen.checkpoint is not None:
         module.load_state_dict(read_weights(out / chosen.checkpoint))

@@ -23,9 +23,9 @@ from nasvit.pruning.dense import Dense, input_shape, prepare, slice_weights
 from nasvit.pruning.files import DENSE, SCORES, load
 from nasvit.pruning.plan import Plan
 from nasvit.results.record import TrialRecord
-from nasvit.search import directory
 from nasvit.search.evaluate import Job, Settings, dataset, derive_seed, evaluated, finished, gate, keep, train_on, twofold
 from nasvit.training import Recipe, evaluate, train
+from nasvit.whole_file import read_json
 
 
 @twofold
@@ -97,7 +97,7 @@ def validation(settings: Settings) -> DataSet:
 def dense_of(run: str) -> Dense:
     """The run's dense model, read once in a process."""
     folder = Path(run) / DENSE
-    name = directory.read_json(Path(run) / "prune.json").get("model")  # an Arch knows none
+    name = read_json(Path(run) / "prune.json").get("model")  # an Arch knows none
     return prepare(load(folder / "arch.json", folder / "model.safetensors"), name=name, check=False)
 
 

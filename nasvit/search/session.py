@@ -30,6 +30,7 @@ from nasvit.search.workers import Workers, check_workers, joined, open_workers
 from nasvit.search.zero_cost import Scores
 from nasvit.space import SearchSpace
 from nasvit.training import Recipe
+from nasvit.whole_file import read_json
 
 if TYPE_CHECKING:  # SQLAlchemy stands behind it
     from nasvit.search.mirror import Mirror
@@ -252,7 +253,7 @@ def search_bound(experiment: Experiment, bound: Bound, *, out: Path, records: li
     """The loop and the named baselines of a bound experiment; returns the summary."""
     directory.check_objectives(records, without(experiment, gone_of(records, experiment)).objectives)
     pruning = isinstance(experiment, PruneExperiment)
-    started, earlier = time.monotonic(), directory.read_json(out / "summary.json")
+    started, earlier = time.monotonic(), read_json(out / "summary.json")
     written, latest, notes = started, None, [*bound.notes, *precision.told(precisions(bound.env), pruning=pruning)]
     learned = Scores(experiment.scores, settings=bound.settings) if experiment.scores else None
     searching = _without_truth(experiment)

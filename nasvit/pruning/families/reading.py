@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nasvit.errors import first_of
 from nasvit.pruning.families.base import UnsupportedModelError
 
 _ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "SiLU": "silu", "Swish": "silu", "ReLU": "relu",
@@ -50,9 +51,9 @@ def _other_scale(attention: Any) -> float | None:
 def refuse(model: nn.Module, faults: list[str]) -> None:
     """Raise UnsupportedModelError if there are faults."""
     if faults:
-        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: {'; '.join(faults[:8])}{more}; the model is unchanged. "
-                                    "Supported parts are listed in docs/pruning.md")
+        named = first_of(faults, most=8, between="; ")
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: {named}; the model is unchanged. Supported parts are listed "
+                                    "in docs/pruning.md")
 
 
 class Tensors:

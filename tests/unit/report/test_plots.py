@@ -3,13 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import vl_convert
 
 from nasvit.drawing import MIXER_COLOURS, mixer_colour
-from nasvit.report import Run, load
-from nasvit.report.plots import _marked, below_picture, front_chart, hypervolume_chart, picture
+from nasvit.report import Run, load, plots
+from nasvit.report.plots import below_picture, front_chart, hypervolume_chart, picture
 from nasvit.report.prune_file import Mark
 from nasvit.results.record import append, read
 from tests.unit.report.make_run import write_run
@@ -39,11 +38,22 @@ def test_every_complete_trial_is_in_the_picture_with_its_stages(run: Run) -> Non
     assert marked["word"] == "knee" and {(r["accuracy"], r["latency_ms"]) for r in rows} >= {(marked["accuracy"], marked["latency_ms"])}
 
 
-def test_the_word_at_the_ring_stays_inside_the_picture() -> None:
-    for accuracy, latency, side, height in ((0.5, 1.0, 1, -1), (0.9, 4.0, -1, 1), (0.7, 2.0, 1, 1)):
-        table = pd.DataFrame({"trial": [0, 1, 2], "latency_ms": [latency, 1.0, 4.0], "accuracy": [accuracy, 0.5, 0.9]})
-        row = _marked(table, Mark(0, "knee"), x="latency_ms", spread=table["latency_ms"], y="accuracy", low=0.48, high=0.92)
-        assert [(s, h, w) for s, h, w in zip(row["side"], row["height"], row["word"], strict=True)] == [(side, height, "knee")]
+@pytest.mark.parametrize("which", ["slowest", "least accurate", "between"])
+def test_what_has_the_ring_is_in_the_picture_with_its_word(run: Run, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    points = run.trials[run.trials["status"] == "complete"].sort_values("latency_ms" if which == "slowest" else "accuracy")
+    row = points.iloc[{"slowest": -1, "least accurate": 0, "between": len(points) // 2}[which]]
+    alone = replace(run, baselines=run.baselines.iloc[:0], random=None)
+    monkeypatch.setattr(plots, "mark", lambda run: Mark(int(row["trial"]), "result"))
+    chart = front_chart(alone)
+    assert [m["accuracy"] for m in chart["datasets"]["marked"]] == [pytest.approx(row["accuracy"])]
+    low, high = next(layer["encoding"]["y"]["scale"]["domain"] for layer in chart["layer"] if "scale" in layer["encoding"].get("y", {}))
+    assert low < row["accuracy"] < high, "cut off, as what lies far behind the front is"
+    words = [layer["mark"] for layer in chart["layer"] if layer["encoding"].get("text", {}).get("field") == "word"]
+    assert words and all((word["align"] == "right") == (word["dx"] < 0) for word in words)
+    if which == "slowest":
+        assert all(word["dx"] < 0 for word in words), "the word would stand right of the picture"
+    if which == "least accurate":
+        assert all(word["dy"] < 0 for word in words), "the word would stand on the axis"
 
 
 def test_a_latency_of_another_device_is_never_drawn(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from nasvit.errors import RunError
 from nasvit.experiment import Experiment, PruneExperiment
-from nasvit.search.directory import check_objectives, claimed, drift, earlier, read_json, summary, versions, write, write_json
+from nasvit.search.directory import check_objectives, claimed, drift, earlier, summary, versions, write, write_json
+from nasvit.whole_file import read_json
 from tests.unit.search.fakes import record
 
 ENV = {"fingerprint": "d0", "data": {"fingerprint": "x0", "image_size": [16, 16]}, "space": {"name": "small"}}
