@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nasvit.errors import ConfigError
+from nasvit.errors import ConfigError, first_of
 
 if TYPE_CHECKING:  # torch stands behind them
     from nasvit.finals import FinalPlan, Subject, Task
@@ -238,7 +238,7 @@ def _print(rows: list[dict[str, Any]], *, folder: Path) -> None:
     for row in rows:
         if row.get("latency_missing"):
             typer.echo(f"no latency of {row['label']}: {row['latency_missing']}; the same command measures it again")
-    typer.echo(f"weights and metrics: {folder}/ID/")
+    typer.echo("weights and metrics: " + first_of([f"{folder / str(row['id'])}/" for row in rows], most=4))
 
 
 def _percent(value: float | None) -> str:

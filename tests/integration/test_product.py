@@ -100,6 +100,7 @@ def test_torchrun_trains_on_two_processes(tmp_path: Path, tiny_arch: Arch) -> No
     assert metrics["steps"] == 37 and metrics["latency"]["median_ms"] > 0
     assert load_file(tmp_path / "train" / tiny_arch.id / "model.safetensors")
     assert done.stdout.count("weights and metrics") == 1, "one process speaks"
+    assert f"weights and metrics: {tmp_path / 'train' / tiny_arch.id}/\n" in done.stdout
 
 
 @pytest.mark.parametrize(("argv", "says"), [
