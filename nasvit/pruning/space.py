@@ -7,11 +7,13 @@ that every trial lands near the target and the search compares shapes at equal l
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nasvit.arch import keep_count
 from nasvit.errors import ArchError, ConfigError
 from nasvit.pruning.dense import check
 from nasvit.pruning.families import Layout
@@ -227,7 +229,8 @@ class PruneSpace:
         order = self.orders.get(dropped, ())
         gone = set(order[: round(s * shape.get("depth", 0.0) * MOST["depth"] * len(order))])
         operator = shape.get("operator", self.operators[0] if self.operators else "none")
-        ratios = _keep_ratios([small * shape.get(f"tokens.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks), operator=operator)
+        ratios = _keep_ratios([small * shape.get(f"tokens.{k}", 0.0) for k in range(KNOTS)], len(self.dense.blocks), operator=operator,
+                              tokens=self.layout.tokens)
         blocks: list[BlockPlan] = []
         for i, block in enumerate(self.dense.blocks):
             before = blocks[-1].keep_ratio if blocks else 1.0
@@ -274,8 +277,8 @@ def _granular(size: int, share: float, *, granule: int) -> int:
     return size if share == 0 or kept >= size else max(min(granule, size), kept)
 
 
-def _keep_ratios(appetites: Sequence[float], depth: int, *, operator: str) -> list[float]:
-    """Shares of the tokens behind each block, falling; multiples of 0.01.
+def _keep_ratios(appetites: Sequence[float], depth: int, *, operator: str, tokens: int) -> list[float]:
+    """Shares of the tokens behind each block, falling; multiples of 0.01, and of those that keep equally many always the same one.
 
     slow_fast and topk_fuse choose anew at three places (a quarter, a half and three quarters of the depth, as EViT does), merge takes
     some away in every block, a third of the depth for each knot (ToMe takes equally many in each).
@@ -294,5 +297,10 @@ def _keep_ratios(appetites: Sequence[float], depth: int, *, operator: str) -> li
         else:
             passed = sum(i >= -(-(k + 1) * depth // (len(levels) + 1)) for k in range(len(levels)))
             value = ([1.0, *levels])[passed]
-        ratios.append(max(0.01, round(value, 2)))
+        ratios.append(_ratio_of(keep_count(tokens, max(0.01, round(value, 2))), tokens=tokens))
     return ratios
+
+
+def _ratio_of(kept: int, *, tokens: int) -> float:
+    """The multiple of 0.01 that stands for all that keep so many: plans that are one network have one id, and are tried once."""
+    return next(h / 100 for h in itertools.count(max(1, 100 * kept // tokens)) if keep_count(tokens, h / 100) == kept)

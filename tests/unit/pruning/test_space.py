@@ -21,10 +21,14 @@ from tests.pruning_models import make, timm
 CHOICES = ("tokens", "heads", "mlp", "depth", "embed")
 
 
+def dense_of(image_size: int):
+    model = timm.create_model("deit_tiny_patch16_224", img_size=image_size, depth=8, embed_dim=64, num_heads=4, num_classes=10)
+    return prepare(model, check=False)
+
+
 @pytest.fixture(scope="module")
 def dense():
-    model = timm.create_model("deit_tiny_patch16_224", img_size=64, depth=8, embed_dim=64, num_heads=4, num_classes=10)
-    return prepare(model, check=False)
+    return dense_of(64)
 
 
 @pytest.fixture
@@ -109,6 +113,16 @@ def test_tokens_are_dropped_behind_attentions_that_are_left(dense) -> None:
     assert seen > 10
 
 
+def test_plans_that_keep_the_same_tokens_are_one_plan(dense) -> None:
+    space = PruneSpace(dense.plan, layout=dense.layout, choices=("tokens",), orders=dict.fromkeys(PARTS, range(8)))
+    rng, ratios = random.Random(0), dict[tuple, set]()
+    for _ in range(300):
+        plan = space.sample(rng)
+        ratios.setdefault((plan.operator, plan.kept(dense.layout.tokens)), set()).add(tuple(b.keep_ratio for b in plan.blocks))
+    assert dense.layout.tokens == 16 and len(ratios) > 50
+    assert all(len(of) == 1 for of in ratios.values()), "of 16 tokens 0.5 and 0.56 keep 8"
+
+
 @pytest.mark.parametrize("case", ["boat_swin", "cswin", "slide_pvtv2", "hybrid_tiny"])
 def test_networks_of_an_arch_are_pruned_by_heads_alone(case) -> None:
     dense = prepare(make(case), check=False)
@@ -145,7 +159,8 @@ def test_the_solver_lands_just_under_the_aim_and_on_the_machine_as_learned(dense
     assert sum(errors[-20:]) / 20 < 0.03 < sum(errors[:5]) / 5
 
 
-def test_what_a_jump_of_heads_and_blocks_overshoots_is_taken_back_in_small_steps(dense) -> None:
+def test_what_a_jump_of_heads_and_blocks_overshoots_is_taken_back_in_small_steps() -> None:
+    dense = dense_of(160)  # of 16 tokens one is a jump, too
     speed = Speed(dense.plan, layout=dense.layout, dense_ms=10.0)
     space = PruneSpace(dense.plan, layout=dense.layout, choices=CHOICES, orders=dict.fromkeys(PARTS, range(8)),
                        solve=speed.solver(aim_ms=lambda: 6.0, steps=STRENGTHS))
