@@ -31,8 +31,8 @@ def pruned_section(run: Run) -> dict[str, Any] | None:
 
 
 def _begun(text: str) -> str:
-    """The text as a sentence begins; a name within it stays as it is written."""
-    return text[:1].upper() + text[1:]
+    """The text as a sentence begins, its percentages as the report writes them; a name within it stays as it is written."""
+    return (text[:1].upper() + text[1:]).replace("%", " %")
 
 
 def _tiles(facts: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -119,9 +119,9 @@ def test_the_figures_of_a_table_have_one_unit_and_as_many_digits(tmp_path: Path)
 
 
 def test_a_sentence_begins_with_a_capital_and_names_stay_as_they_are_written(tmp_path: Path) -> None:
-    found = section(tmp_path, verdict={"dominated": True, "by": "ViT_B", "text": "dominated by ViT_B: yes"},
+    found = section(tmp_path, verdict={"dominated": True, "by": "ViT_B", "text": "dominated by ViT_B: yes (85.28% at 2 ms)"},
                     dense_training="the dense training had 74 steps")
-    assert (found["verdict"], found["training"]) == ("Dominated by ViT_B: yes", "The dense training had 74 steps")
+    assert (found["verdict"], found["training"]) == ("Dominated by ViT_B: yes (85.28 % at 2 ms)", "The dense training had 74 steps")
 
 
 def test_the_page_of_a_pruning_speaks_of_a_pruning(tmp_path: Path) -> None:
