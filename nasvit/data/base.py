@@ -138,7 +138,8 @@ def check_image_header(shape: tuple[int, ...], dtype: np.dtype, *, where: str) -
     if len(shape) not in (3, 4):
         raise DataError(f"{where}: 'images' has shape {shape}; accepted: (N, H, W) or (N, H, W, C)")
     n, height, width, channels = (*shape, 1) if len(shape) == 3 else shape
-    if channels > MAX_CHANNELS:
+    turned = len(shape) == 4 and height in (1, 3, 4) and width == channels > 4  # small square images, channels first
+    if channels > MAX_CHANNELS or turned:
         hint = "transpose it with images.transpose(0, 2, 3, 1)" if shape[1] <= MAX_CHANNELS else "save fewer channels"
         raise DataError(f"{where}: 'images' has shape {shape}, so {channels} channels; accepted: (N, H, W, C) with C up to {MAX_CHANNELS}; "
                         f"{hint}")

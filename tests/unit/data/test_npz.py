@@ -95,6 +95,7 @@ def test_arrays_are_resized_to_the_size_asked_for(tmp_path: Path) -> None:
     ({"class_names": np.array(["only"])}, "label 1 is out of range for 1 class_names"),
     ({"images": images().astype(np.float32) / 255}, "dtype float32; accepted: uint8"),
     ({"images": images().transpose(0, 3, 1, 2).repeat(4, axis=3)}, "transpose"),
+    ({"images": np.zeros((20, 3, 16, 16), np.uint8)}, "transpose"),
     ({"images": images()[:, 0, :, 0]}, r"accepted: \(N, H, W\)"),
     ({"images": None, "pictures": images()}, "no array 'images' .*pictures"),
     ({"labels": None}, "no array 'labels'"),
