@@ -100,6 +100,7 @@ class Loop:
         self.lost: str | None = None  # why no device is asked any more
         self.outdated = False  # the study has objectives that are measured no more: a new one is made of the records, as a resume does
         self.finishing = (0.0, 0.0)  # seconds that the front's way to the top rung would take, and when that was looked at
+        self.tail = (0.0, 0.0)  # seconds that all which would still rise would take, and when that was reckoned
         self.looked = 0  # how many were evaluated when the end was last thought of
 
     def _do_without(self, gone: dict[str, TrialRecord], *, settings: Settings) -> None:
@@ -327,9 +328,13 @@ class Loop:
             return False
         seconds, looked_at = self.finishing
         if self.elapsed_s >= looked_at + REPORT_SECONDS:
-            seconds = seconds_to_finish(self.records, self.experiment.objectives, rungs=self.settings.rungs) / self.engine.workers
+            seconds = self._seconds_to_finish(front_alone=True)
             self.finishing = seconds, self.elapsed_s
         return self.elapsed_s + seconds >= 60 * self.experiment.minutes
+
+    def _seconds_to_finish(self, *, front_alone: bool) -> float:
+        return seconds_to_finish(self.records, self.experiment.objectives, rungs=self.settings.rungs, eta=self.experiment.eta,
+                                 workers=self.engine.workers, front_alone=front_alone)
 
     def _next_rung(self, record: TrialRecord) -> Job:
         return Job(settings=self.settings, trial=record.trial, arch=self.network(record), rung=record.rung + 1, params=record.params,
@@ -347,8 +352,11 @@ class Loop:
         now = time.monotonic()
         if self.progress is None or (len(self.records) > REPORTED and not ended and now < self.report_at):
             return
+        if last is not None or not self.tail[1]:
+            self.tail = self._seconds_to_finish(front_alone=False), now
         self.progress(snapshot(self.records, budget=self.experiment.budget, rungs=len(self.settings.rungs), last=last,
                                names=self.experiment.objectives, running=len(self.flights), elapsed_s=self.elapsed_s,
                                before=self.before.evaluated, minutes=self.experiment.minutes,
+                               finish_s=max(0.0, self.tail[0] - (now - self.tail[1])),
                                stopped_because=(self.stopped or "budget") if ended else None))
         self.report_at = now + max(REPORT_SECONDS, REPORT_SHARE * (time.monotonic() - now))

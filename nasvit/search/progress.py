@@ -17,7 +17,7 @@ class Snapshot:
 
     per_rung: complete results at rung 1, 2, ... best: (latency band such as "<= 0.5 ms", best accuracy in it), fastest first.
     hypervolume: of the front, against the worst values seen so far. front: (latency_ms, accuracy), fastest first.
-    elapsed_s: of this session. eta_s: None while nothing is known. last: the record that came last.
+    elapsed_s: of this session. eta_s: to the end, None while nothing is known. last: the record that came last.
     stopped_because: None while the search goes on. notes: what the user must know, of the space and of what happens.
     nodes: the machines of a cluster that workers are on just now. of: what these figures are of, where not of the search itself.
     """
@@ -105,8 +105,10 @@ def bands(points: Sequence[tuple[float, float]]) -> tuple[tuple[str, float], ...
 
 
 def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: Sequence[str], running: int, elapsed_s: float,
-             before: int, minutes: float | None = None, last: TrialRecord | None = None, stopped_because: str | None = None) -> Snapshot:
-    """Compute a Snapshot; before: trials evaluated when this session began, which tell nothing about its speed; minutes: its limit."""
+             before: int, minutes: float | None = None, finish_s: float = 0.0, last: TrialRecord | None = None,
+             stopped_because: str | None = None) -> Snapshot:
+    """Compute a Snapshot; before: trials evaluated when this session began, which tell nothing about its speed; minutes: its limit;
+    finish_s: what the trainings behind the last trial take."""
     done = counts(records)
     trained = [r for r in records if r.status == "complete" and all(n in r.objectives for n in names)]
     complete = list(latest(trained).values())
@@ -119,8 +121,10 @@ def snapshot(records: Sequence[TrialRecord], *, budget: int, rungs: int, names: 
         volume = hypervolume(to_minimised([r.objectives for r in front], names), reference)
     fresh = done.evaluated - before
     ends = [60 * minutes - elapsed_s] if minutes is not None else []
-    if fresh > 0:
-        ends.append(elapsed_s / fresh * (budget - done.evaluated))
+    if done.evaluated >= budget:
+        ends += [finish_s] if finish_s > 0 or not running else []  # it takes longer than was thought: nobody knows
+    elif fresh > 0:
+        ends.append(elapsed_s / fresh * (budget - done.evaluated) + finish_s)
     return Snapshot(
         budget=budget, evaluated=done.evaluated, rejected=done.rejected, failed=done.failed, running=running,
         per_rung=tuple(sum(r.rung == rung and r.status == "complete" for r in records) for rung in range(1, rungs + 1)),

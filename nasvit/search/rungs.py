@@ -76,8 +76,10 @@ def promotable(trial: int, results: Sequence[TrialRecord], names: Sequence[str],
     return place in order[: count - before]
 
 
-def seconds_to_finish(records: Sequence[TrialRecord], names: Sequence[str], *, rungs: Sequence[int]) -> float:
-    """Seconds that one worker would train the front's members until each stands on the top rung, at the speed they had so far.
+def seconds_to_finish(records: Sequence[TrialRecord], names: Sequence[str], *, rungs: Sequence[int], eta: int, workers: int,
+                      front_alone: bool = False) -> float:
+    """Seconds in which `workers` would train what is `unfinished` at the speed it had so far: the front's members until each stands on the
+    top rung, the others (left out with `front_alone`) for one rung. A network trains in one worker.
 
     A rung without training (a pruning's first) tells no speed: what stands there is taken for as fast as the others were, in the median,
     and for nothing while none was trained.
@@ -90,13 +92,13 @@ def seconds_to_finish(records: Sequence[TrialRecord], names: Sequence[str], *, r
         return record.seconds.get("train", 0.0) / count if count else None
 
     usual = [s for r in records if r.status == "complete" and 1 <= r.rung <= len(rungs) and (s := speed(r)) is not None]
-    total = 0.0
-    for record in pareto(records, names):
-        if 1 <= record.rung < len(rungs):
+    front, each = {r.trial for r in pareto(records, names)}, [0.0]
+    for record in unfinished(records, names, top=len(rungs), eta=eta):
+        if record.rung >= 1 and (record.trial in front or not front_alone):
             own = speed(record)
-            each = own if own is not None else float(np.median(usual)) if usual else 0.0
-            total += each * (rungs[-1] - rungs[record.rung - 1])
-    return total
+            step = own if own is not None else float(np.median(usual)) if usual else 0.0
+            each.append(step * (rungs[-1 if record.trial in front else record.rung] - rungs[record.rung - 1]))
+    return max(sum(each) / workers, *each)
 
 
 def unfinished(records: Sequence[TrialRecord], names: Sequence[str], *, top: int, eta: int) -> list[TrialRecord]:

@@ -92,6 +92,19 @@ def test_a_rung_without_training_tells_no_speed_and_is_taken_for_as_fast_as_the_
         return replace(record(trial, rung=rung, accuracy=accuracy, latency=accuracy), seconds={"train": train})
 
     first = [at(0, 1, accuracy=0.5, train=3.0), at(1, 1, accuracy=0.6, train=3.0)]
-    assert seconds_to_finish(first, NAMES, rungs=(0, 2, 6)) == 0.0
+    assert seconds_to_finish(first, NAMES, rungs=(0, 2, 6), eta=2, workers=1) == 0.0
     known = [*first, at(1, 2, accuracy=0.7, train=4.0)]  # two seconds a step
-    assert seconds_to_finish(known, NAMES, rungs=(0, 2, 6)) == pytest.approx(2.0 * 6 + 2.0 * 4)
+    assert seconds_to_finish(known, NAMES, rungs=(0, 2, 6), eta=2, workers=1) == pytest.approx(2.0 * 6 + 2.0 * 4)
+
+
+def test_what_is_left_to_train_is_shared_by_workers_but_no_network_is() -> None:
+    def at(trial: int, rung: int, *, accuracy: float, latency: float, status: str = "complete") -> TrialRecord:
+        return replace(record(trial, rung=rung, accuracy=accuracy, latency=latency), seconds={"train": 10.0}, status=status)
+
+    front = [at(0, 1, accuracy=0.5, latency=1.0), at(1, 1, accuracy=0.6, latency=2.0)]  # a second a step, thirty steps to the top
+    assert [seconds_to_finish(front, NAMES, rungs=(10, 20, 40), eta=4, workers=n) for n in (1, 2, 9)] == pytest.approx([60, 30, 30])
+    behind = [*front, at(2, 1, accuracy=0.55, latency=3.0), at(3, 1, accuracy=0.1, latency=4.0)]
+    whole = [seconds_to_finish(behind, NAMES, rungs=(10, 20, 40), eta=1, workers=1, front_alone=alone) for alone in (False, True)]
+    assert whole == pytest.approx([60 + 10 + 10, 60]), "those behind the front rise by one rung, which is ten steps"
+    failed = [*front, at(1, 2, accuracy=0.0, latency=2.0, status="failed")]
+    assert seconds_to_finish(failed, NAMES, rungs=(10, 20, 40), eta=4, workers=1) == pytest.approx(30), "it is not tried again"

@@ -58,6 +58,16 @@ def test_what_is_left_is_what_ends_first() -> None:
     assert left() == 60.0  # thirty in thirty seconds
     assert left(minutes=1) == 30.0
     assert left(minutes=0.1) == 0.0
+    assert left(finish_s=15.0) == 75.0
+
+
+def test_what_is_left_behind_the_last_trial_is_its_trainings_and_never_nothing_while_they_run() -> None:
+    def left(running: int, **given: Any) -> float | None:
+        return snapshot([record(0), record(1)], budget=2, rungs=2, names=("accuracy", "latency_ms"), running=running, elapsed_s=30.0,
+                        before=0, **given).eta_s
+
+    assert (left(1, finish_s=40.0), left(1, finish_s=40.0, minutes=1)) == (40.0, 30.0)
+    assert left(1) is None and left(0) == 0.0
 
 
 def test_a_promotion_never_makes_the_front_look_smaller() -> None:
