@@ -95,7 +95,7 @@ def test_another_machine_measures_on_its_own_scale(monkeypatch: pytest.MonkeyPat
 
     def train_in_full(subject: object, task: object, *, measure_on: Any, **given: object) -> dict[str, Any]:
         measure_on()
-        return {"label": "a", "params_m": 1.0, "epochs": 1.0}
+        return {"id": "abc", "label": "a", "params_m": 1.0, "epochs": 1.0}
 
     monkeypatch.setattr("nasvit.devices.open_device", open_device)
     monkeypatch.setattr("nasvit.finals.train_in_full", train_in_full)
@@ -103,4 +103,6 @@ def test_another_machine_measures_on_its_own_scale(monkeypatch: pytest.MonkeyPat
     made = Task(data=None, data_spec="d", split_seed=0, plan=FinalPlan(), recipe=Recipe(), folder=tmp_path)  # type: ignore[arg-type]
     _train_all([SimpleNamespace(label="a")], made, device="cpu", reference_ms=5.0, fingerprint="here", anew=False)  # type: ignore[list-item]
     assert opened == scales and sorted(closed, key=str) == sorted(scales, key=str)
-    assert ("is not the run's device here" in capsys.readouterr().err) == (own == "elsewhere")
+    said = capsys.readouterr()
+    assert ("is not the run's device here" in said.err) == (own == "elsewhere")
+    assert f"weights and metrics: {tmp_path / 'abc'}/" in said.out
