@@ -26,19 +26,19 @@ try:
             raise ValueError(f"is {{x.dtype}} {{x.shape}}; a .npy must be uint8 of (H, W, C) = {{(height, width, about['channels'])}}")
     else:
         from PIL import Image, ImageOps
-        picture = ImageOps.exif_transpose(Image.open(image))
+        picture = Image.open(image)
+        picture.draft("RGB", (2 * max(height, width),) * 2)  # a large JPEG at a fraction of its size, as in the training
+        picture = ImageOps.exif_transpose(picture)
         if picture.mode[0] in "IF":  # 16 bits of grey, which Pillow would clip to white
             x = np.asarray(picture).clip(0, 65535)
             if picture.mode == "F" or 0 < x.max() < 4096:  # black in 8 bits
                 raise ValueError(f"has pixels of {{picture.mode}}, none over {{x.max()}}; save it in 8 bits")
             picture = Image.fromarray((x >> 8).astype(np.uint8))
-        picture = picture.convert("L" if about["channels"] == 1 else "RGB")  # and resized to cover, centre crop
-        x = ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC)
+        x = ImageOps.fit(picture.convert("L" if about["channels"] == 1 else "RGB"), (width, height), method=Image.Resampling.BICUBIC)
 except Exception as error:  # Pillow's decoders raise any
     sys.exit(f"{{image}} cannot be used: {{error}}")
 x = np.asarray(x, dtype=np.float32).reshape(height, width, about["channels"]) / 255
-x = (x - np.float32(about["mean"])) / np.float32(about["std"])
-x = np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype=np.float32)  # (1, channels, height, width)
+x = np.ascontiguousarray(((x - np.float32(about["mean"])) / np.float32(about["std"])).transpose(2, 0, 1)[None])  # (1, C, H, W)
 {run}
 chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
 print(*(f"{{chances[index]:7.2%}}  {{about['labels'][index]}}" for index in np.argsort(-chances)[:5]), sep="\\n")

@@ -227,11 +227,24 @@ def test_predict_py_reads_sixteen_bits_as_the_training_does(turned: int, tmp_pat
     assert np.array_equal(np.rint(255 * read(path)), decode(path, (32, 32)))
 
 
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_predict_py_reads_a_large_photograph_as_the_training_does(mode: str, turned: int, tmp_path: Path) -> None:
+    """The training decodes a large JPEG at a fraction of its size: read whole, pixels of this one differ by 15 levels and more."""
+    from nasvit.data.imagefolder import decode
+
+    path, exif = tmp_path / "large.jpg", Image.Exif()
+    exif[0x0112] = turned
+    coarse = np.random.default_rng(0).integers(0, 255, (150, 200, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC).convert(mode).save(path, quality=90, exif=exif)
+    assert np.array_equal(np.rint(255 * read(path)), decode(path, (32, 32)))
+
+
 def read(path: Path) -> Any:
     """The pixels (H, W, C), 0 to 1, that predict.py makes of an image file."""
     text = predict_script("onnxruntime", file=Path("model.onnx"))
     scope = {"np": np, "sys": sys, "image": str(path), "about": {"channels": 3, "image_size": (32, 32)}}
-    exec(text[text.index("height, width =") : text.index("x = (x - ")], scope)
+    exec(text[text.index("height, width =") : text.index("x = np.asc")], scope)
     return scope["x"]
 
 
